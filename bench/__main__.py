@@ -40,6 +40,7 @@ FIGURES = (
     "sglang-router",
     "nginx-kill",
     "several-gateways",
+    "mesh",
     "dead-engines",
     "tunnel-cost",
     "tunnel-path",

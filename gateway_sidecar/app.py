@@ -17,6 +17,7 @@ from gateway_sidecar.api.hold import serve_hold
 from gateway_sidecar.api.listener import AdminListener
 from gateway_sidecar.api.routes import serve_admin
 from gateway_sidecar.config import PortRange, ServiceSettings, Settings, line_of, load_overrides
+from gateway_sidecar.config.crosscheck import ROUTER_HOST
 from gateway_sidecar.config.places import used_elsewhere_in
 from gateway_sidecar.config.router import OfItsKind
 from gateway_sidecar.control.edge.destinations import Destinations
@@ -87,6 +88,7 @@ class RealAdapters:
         self._metrics = metrics
         self._router_ports = RouterPortLeases(settings.router_ports)
         self._own = OwnSockets((settings.run_dir, settings.state_dir), self._agents)
+        self._join_mesh = None if shared.fleet is None else shared.fleet.mesh.join
         self._is_own_child = own_children(settings.run_dir, settings.state_dir)
         self._probe = EngineProbe(self._is_own)
 
@@ -132,7 +134,7 @@ class RealAdapters:
                 self._settings.state_dir / "log" / f"router-{slot}.log",
                 spare=self._settings.run_dir / "log" / f"router-{slot}.log",
             ),
-            RouterHost(self._router_ports, self._metrics, write_down, on_change),
+            RouterHost(self._router_ports, self._metrics, write_down, on_change, self._join_mesh),
         )
 
     def _agents(self) -> Iterator[str | None]:
@@ -177,12 +179,20 @@ class RouterPortLeases:
         finally:
             self._release_ports()  # What was looked at is left to whoever uses it.
 
+    def choose_in_mesh(self, slot: str, host: str) -> int:
+        try:
+            return self._usable(f"{slot}/mesh", host)
+        finally:
+            self._release_ports()
+
     def restore(self, slot: str, ports: RouterPorts) -> None:
         self._leases.restore(ports.api, f"{slot}/api")
         self._leases.restore(ports.metrics, f"{slot}/metrics")
+        if ports.mesh is not None:
+            self._leases.restore(ports.mesh.port, f"{slot}/mesh")
 
     def give_back(self, slot: str) -> None:
-        for owner in (f"{slot}/api", f"{slot}/metrics"):
+        for owner in (f"{slot}/api", f"{slot}/metrics", f"{slot}/mesh"):
             port = self._leases.port_of(owner)
             if port is not None:
                 self._leases.release(port)
@@ -192,13 +202,13 @@ class RouterPortLeases:
         for port in self._leases.quarantined:
             self._leases.note_quiet(port, 0.0)
 
-    def _usable(self, owner: str) -> int:
+    def _usable(self, owner: str, host: str = ROUTER_HOST) -> int:
         while True:
             try:
                 port = self._leases.acquire(owner)
             except NoFreePort as error:
                 raise ProcessError(f"no free port for the router ({error}); widen router_ports") from error
-            if not busy_ports([("127.0.0.1", port)]):
+            if not busy_ports([(host, port)]):
                 return port
             self._leases.release(port)
 
@@ -262,10 +272,11 @@ def _fleet(
     settings: Settings, nginx: Nginx, leases: PortLeases, usage: UsageCollector, problems: Problems, metrics: Metrics
 ) -> Fleet:
     """This gateway's part in a fleet. Imported here: a gateway that works alone needs none of it."""
-    from gateway_sidecar.control.fleet.build import build_fleet
+    from gateway_sidecar.control.fleet.build import FleetPlaces, build_fleet
 
     assert settings.store is not None
-    return build_fleet(settings.state_dir, nginx.frontends, settings.store, leases, usage, problems, metrics)
+    places = FleetPlaces(settings.state_dir, nginx.frontends.challenges, settings.run_dir / "mesh")
+    return build_fleet(places, settings.store, leases, usage, problems, metrics)
 
 
 def _peer_supervisor(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import shutil
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,11 +27,19 @@ class Etcd:
     """One member, or a client-side view of nothing while it does not run.
 
     authority: with one it speaks TLS, with a certificate from it; `client_ca` has it ask its clients for one, too.
+    before: what to put before its commands, to have them run in a network namespace; `host` is its address there.
     """
 
     def __init__(
-        self, *, authority: Authority | None = None, client_ca: Authority | None = None, quota: int = 0
+        self,
+        *,
+        authority: Authority | None = None,
+        client_ca: Authority | None = None,
+        quota: int = 0,
+        before: Sequence[str] = (),
+        host: str = "127.0.0.1",
     ) -> None:
+        self._before, self._host = before, host
         self.directory = Path(tempfile.mkdtemp(prefix="etcd-", dir="/tmp"))
         self._ports = PortBlock()
         self.port, self._peer_port = self._ports.first, self._ports.first + 1
@@ -46,7 +55,7 @@ class Etcd:
 
     @property
     def endpoint(self) -> str:
-        return f"{self.scheme}://127.0.0.1:{self.port}"
+        return f"{self.scheme}://{self._host}:{self.port}"
 
     def issue(self, authority: Authority, *, days: float = 30) -> None:
         """etcd reads it at the next connection."""
@@ -59,7 +68,7 @@ class Etcd:
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    "etcd", f"--data-dir={self.directory}/data", "--unsafe-no-fsync", "--name=m1",
+                    *self._before, "etcd", f"--data-dir={self.directory}/data", "--unsafe-no-fsync", "--name=m1",
                     f"--listen-client-urls={self.endpoint}", f"--advertise-client-urls={self.endpoint}",
                     f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
                     f"--initial-cluster=m1={peer}",
@@ -71,6 +80,13 @@ class Etcd:
 
     def _wait(self) -> None:
         end = time.monotonic() + _START_S
+        if self._before:
+            command = [*self._before, "etcdctl", f"--endpoints={self.endpoint}", "endpoint", "health"]
+            env = {**os.environ, "ETCDCTL_API": "3"}
+            while subprocess.run(command, capture_output=True, check=False, env=env).returncode != 0:
+                assert time.monotonic() < end, (self.directory / "log").read_text()[-2000:]
+                time.sleep(0.05)
+            return
         while True:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self._ports.first + 2}/health", timeout=5) as answer:
@@ -102,9 +118,15 @@ class Etcd:
 
     def ctl(self, *arguments: str, stdin: str = "") -> str:
         """etcdctl, without TLS."""
-        command = ["etcdctl", f"--endpoints={self.endpoint}", *arguments]
+        command = [*self._before, "etcdctl", f"--endpoints={self.endpoint}", *arguments]
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env={"ETCDCTL_API": "3"}, timeout=60, input=stdin
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "ETCDCTL_API": "3"},
+            timeout=60,
+            input=stdin,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -184,7 +206,7 @@ def skip_without_etcd() -> None:
 
 
 @contextmanager
-def running(**options: Authority | int | None) -> Iterator[Etcd]:
+def running(**options: Authority | int | str | Sequence[str] | None) -> Iterator[Etcd]:
     """An etcd that runs meanwhile."""
     skip_without_etcd()
     etcd = Etcd(**options)  # type: ignore[arg-type]

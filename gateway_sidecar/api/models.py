@@ -103,6 +103,8 @@ class Router(TypedDict):
     """Where its metrics are; null while it has no ports."""
     reason: str | None
     """Why it is not up, why it ended last, or why it could not be replaced."""
+    mesh: str | None
+    """With which gateways' routers it is in the mesh of its service, in words; null where `router.mesh` is off."""
 
 
 class Traffic(TypedDict):

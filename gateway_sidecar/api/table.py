@@ -154,7 +154,8 @@ def render_service(service: Service, width: int | None = None) -> str:
     title = f"{service['name']}  {addresses}  {serve}  router {router['type']} {router['state']}"
     if router["pid"]:
         title += f" (pid {router['pid']}, {router['url']}, {counted(router['restarts'], 'restart')})"
-    lines = [title, f"  {_traffic(service)}", *problems_of(service), *_scaling(service["scaling"])]
+    mesh = [f"  mesh: {router['mesh']}"] if router["mesh"] else []
+    lines = [title, f"  {_traffic(service)}", *mesh, *problems_of(service), *_scaling(service["scaling"])]
     replicas = service["replicas"]
     if not replicas:
         at = ", ".join(service["source"]["settings"].values())

@@ -127,7 +127,7 @@ def _service(daemon: Daemon, name: str, service: Service) -> models.Service:
         "frontend_listen": [str(address) for address in frontend.listen],
         "not_in_force": daemon.nginx_supervisor.not_in_force.get(name),
         "source": _source(service),
-        "router": _router(service),
+        "router": _router(daemon, service),
         "serving": sum(row["state"] == ReplicaState.SERVING for row in rows),
         "expected": sum(row["state"] != ReplicaState.DRAINING for row in rows),
         "traffic": traffic_view(daemon.signals.of.get(name)),
@@ -177,7 +177,7 @@ def _source(service: Service) -> models.Source:
     return {"settings": settings, "blind": listing.blind or unseen or None, "refused": dict(listing.refused)}
 
 
-def _router(service: Service) -> models.Router:
+def _router(daemon: Daemon, service: Service) -> models.Router:
     router = service.router
     return {
         "type": router.kind,
@@ -187,6 +187,7 @@ def _router(service: Service) -> models.Router:
         "restarts": router.restarts,
         "metrics_url": router.ports.metrics_url if router.ports else None,
         "reason": router.reason or service.slots.problem,
+        "mesh": daemon.in_fleet.mesh_of(service),
     }
 
 

@@ -79,6 +79,7 @@ def cross_problems(tree: Tree) -> Iterator[Problem]:
     yield from _directories(said)
     yield from _same_files(said)
     yield from scaling_problems(tree)
+    yield from _mesh_problems(tree, said)
 
 
 class _Reading:
@@ -234,6 +235,29 @@ def _frontend_problems(tree: Tree, frontend: _Frontend) -> Iterator[Problem]:
                 "clients have keys only with auth.keys_file or auth.store; give one of them, or use ip or header:NAME"
             )
             yield problem(text, "limits", index, "per")
+
+
+def _mesh_problems(tree: Tree, said: _Reading) -> Iterator[Problem]:
+    """A mesh is between gateways, by workers' URLs: each must mean the same replica at all of them."""
+    for index, service in enumerate(said.services):
+        if _at(service, ("router", "mesh")) is not True:
+            continue
+        where: Location = ("services", index, "router", "mesh")
+
+        def problem(text: str, where: Location = where) -> Problem:
+            return Problem(tree.line(where), path_text(where), text)
+
+        if _at(tree.data, ("store",)) in (_ABSENT, None):
+            yield problem(
+                "is between gateways that share a store, and this one has none; give store, or leave mesh out"
+            )
+        replicas = _at(service, ("replicas",))
+        local = [it for it in replicas if it != "ssh_defaults" and replicas[it]] if isinstance(replicas, dict) else []
+        if local:
+            yield problem(
+                f"is for replicas that all gateways have, and {', '.join(map(str, local))} in `replicas` names this"
+                " machine's own; put them over the API (`replicas: {}`), or leave mesh out"
+            )
 
 
 def _certificate_problems(tree: Tree, frontend: _Frontend, frontends: list[_Frontend]) -> Iterator[Problem]:

@@ -23,10 +23,15 @@ from pydantic_core import CoreSchema, core_schema
 from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.part import number as _number
 from gateway_sidecar.config.router import OfItsKind
-from gateway_sidecar.config.values import NAME_PATTERN, parse_name
+from gateway_sidecar.config.values import NAME_PATTERN, parse_name, parse_own_address
 from gateway_sidecar.kinds import STORES
 
 GatewayName = Annotated[str, PlainValidator(parse_name), WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})]
+
+
+AddressOfGateway = Annotated[
+    str, PlainValidator(parse_own_address), WithJsonSchema({"type": "string", "pattern": r"^[0-9A-Fa-f.:]+$"})
+]
 
 
 class StoreSettings(Part):
@@ -46,6 +51,13 @@ class StoreSettings(Part):
         ge=5,
         le=3600,
         description="Other gateways take a gateway for gone when the store has not heard from it for this long.",
+    )
+
+    address: AddressOfGateway | None = Field(
+        default=None,
+        description="This gateway's IP address, at which other gateways reach its routers (`router.mesh`). By default"
+        " it is the address that this machine has on its way to the store.",
+        examples=["10.0.0.1"],
     )
 
     @property

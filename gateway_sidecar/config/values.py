@@ -27,6 +27,17 @@ class NotTextError(ValueError):
     """YAML read something else than a text; the message is the cure alone."""
 
 
+def parse_own_address(value: object) -> str:
+    """An IP address of this machine, in its shortest spelling. Raises ValueError."""
+    try:
+        address = ipaddress.ip_address(value) if isinstance(value, str) else None
+    except ValueError:
+        address = None
+    if address is None or address.is_unspecified or address.is_multicast:
+        raise ValueError(f"{show(value)} is not an address of one machine; use one such as 10.0.0.1")
+    return str(address)
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A TCP address to listen on. `host` is an IP address in its shortest spelling, without brackets."""

@@ -252,7 +252,8 @@ class WorkerSpec:
     """All that a registration says of one worker. Field names are SMG's.
 
     model_id is what the engine says, and may be corrected by the router; `named` is the name that the worker must have.
-    bridged says that a bridge of ours is at `url`, and not the engine itself.
+    bridged says that a bridge of ours is at `url`, and not the engine itself; replica: whose, where the
+    bridge is the only address that it has.
     """
 
     url: str
@@ -270,6 +271,7 @@ class WorkerSpec:
     cost: float | None = None
     named: str | None = None
     bridged: bool = True
+    replica: str = ""
 
 
 class WorkerStatus(StrEnum):

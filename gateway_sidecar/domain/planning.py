@@ -108,6 +108,7 @@ class OccupantView:
     in_flight: int | None = None
     reachable: bool = True
     name: str | None = None
+    replica: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +128,14 @@ class WorkerView:
     held_leaving: bool = False
 
 
-_NAMED = "/="
-_RESERVED = re.compile(rb"[^A-Za-z0-9._~-]")
+NAMED = "/="
+"""What a URL has before the name of its worker."""
+_RESERVED = re.compile(rb"[^A-Za-z0-9._-]")
 
 
 def base_of(url: str) -> str:
     """Where the bridge is that a worker's URL leads to."""
-    return url.partition(_NAMED)[0]
+    return url.partition(NAMED)[0]
 
 
 def _quoted(name: str) -> str:
@@ -153,14 +155,16 @@ def worker_urls(base: str, facts: EngineFacts, overrides: Overrides, *, bridged:
     more = overrides.names if overrides.model else facts.names[:MOST_NAMES]
     urls: dict[str, str | None] = {} if first is None else {base: None}
     if bridged:
-        return urls | {f"{base}{_NAMED}{_quoted(name)}": name for name in more}
+        return urls | {f"{base}{NAMED}{_quoted(name)}": name for name in more}
     return urls or {base: more[0]}
 
 
 _KV_ROLES = {WorkerType.PREFILL: "kv_producer", WorkerType.DECODE: "kv_consumer"}
 
 
-def worker_spec(facts: EngineFacts, url: str, overrides: Overrides, name: str | None = None) -> WorkerSpec:
+def worker_spec(
+    facts: EngineFacts, url: str, overrides: Overrides, name: str | None = None, replica: str = ""
+) -> WorkerSpec:
     """The registration of an engine that is bridged at `url`, under this name or the first of its names.
 
     Where a KV connector is known and its role is not, the worker's type tells the role.
@@ -184,6 +188,7 @@ def worker_spec(facts: EngineFacts, url: str, overrides: Overrides, name: str | 
         priority=overrides.priority,
         cost=overrides.cost,
         named=name or overrides.model,
+        replica=replica if overrides.peer is None else "",
     )
 
 
@@ -240,7 +245,7 @@ def plan_worker(view: OccupantView, seen: WorkerView) -> WorkerAction | None:
         if view.wanted and view.linked and view.reachable and not seen.held:
             assert view.facts is not None
             assert view.url is not None
-            return Register(worker_spec(view.facts, view.url, view.overrides, view.name))
+            return Register(worker_spec(view.facts, view.url, view.overrides, view.name, view.replica))
         return None
     if worker.status is WorkerStatus.DRAINING:
         return None
@@ -252,7 +257,7 @@ def plan_worker(view: OccupantView, seen: WorkerView) -> WorkerAction | None:
     if worker.status is WorkerStatus.FAILED:
         return Deregister(worker.worker_id, worker.url, Why.FAILED)
     assert view.facts is not None
-    expected = worker_spec(view.facts, worker.url, view.overrides, view.name)
+    expected = worker_spec(view.facts, worker.url, view.overrides, view.name, view.replica)
     # What we told the router counts, not what it made of it: a router that names things in its own way must not
     # be corrected for ever.
     changed = seen.registered_as != expected if seen.registered_as else differs(worker, expected)

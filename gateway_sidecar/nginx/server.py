@@ -64,6 +64,7 @@ from gateway_sidecar.nginx.config import (
 )
 from gateway_sidecar.nginx.connections import clients_at, listening_at
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
+from gateway_sidecar.nginx.link_marks import LONGEST_LINK, LinkMarks
 from gateway_sidecar.nginx.ready_marks import ReadyMarks
 from gateway_sidecar.nginx.templates import bracketed
 from gateway_sidecar.nginx.usage_counts import UsageCounts, counts_at
@@ -197,6 +198,7 @@ class Nginx:
     def __init__(self, settings: NginxSettings) -> None:
         self._settings = settings
         self.links = settings.run_dir / "bridges"
+        self._marks = LinkMarks(self.links)
         self.gates = settings.run_dir / "gates"
         self.names = settings.run_dir / NAMES
         places = FrontendPlaces.of(settings.run_dir, settings.state_dir)
@@ -222,7 +224,7 @@ class Nginx:
         self._alive = self._directory / ALIVE
         self._served_by: dict[Identity, str] = {}
         """The processes that served before nginx was told of a change, and the number of what they served."""
-        if len(str(self.links / "65535.sock")) > _LONGEST_SOCKET_PATH:
+        if len(str(self.links / LONGEST_LINK)) > _LONGEST_SOCKET_PATH:
             raise NginxError(f"run_dir: {settings.run_dir} is too long a path for Unix sockets; use a shorter one")
 
     def prepare(self) -> None:
@@ -243,12 +245,20 @@ class Nginx:
         self.prepare()
         self._keep_clients()  # An earlier daemon may have ended just then.
 
-    def link(self, port: int, target: Path) -> None:
-        """Leads the bridge `port` to a replica's socket, at once and for new connections only."""
+    def link(self, port: int, target: Path, mark: str = "") -> None:
+        """Leads the bridge `port` to a replica's socket, at once and for new connections only.
+
+        mark: what the replica's URLs in a mesh are marked with. Requests with another mark lead nowhere.
+        """
+        if self._marks.of(port) != mark:
+            self._marks.remove(port)  # Before the port leads elsewhere: what means the last replica must not follow.
         replace_link(self.links / f"{port}.sock", target)
+        if mark:
+            self._marks.make(port, mark)
 
     def unlink(self, port: int) -> None:
         """New connections to the bridge lead nowhere; open ones go on."""
+        self._marks.remove(port)
         (self.links / f"{port}.sock").unlink(missing_ok=True)
 
     def name(self, url: str, replica: str) -> None:
@@ -341,9 +351,9 @@ class Nginx:
         return found
 
     def linked_ports(self) -> set[int]:
-        """The ports that have a link."""
-        names = (name.removesuffix(".sock") for name in os.listdir(self.links))
-        return {int(name) for name in names if name.isdigit()}
+        """The ports that have a link, and the mark that was made for it."""
+        names = {name.removesuffix(".sock") for name in os.listdir(self.links)}
+        return {int(name) for name in names if name.isdigit()} - self._marks.missing_in(names)
 
     def linked_at(self, port: int) -> int:
         """When the port's link was made, in nanoseconds of the file system's clock."""

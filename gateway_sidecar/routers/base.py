@@ -41,11 +41,35 @@ class LaunchCommand:
 
 
 @dataclass(frozen=True, slots=True)
+class MeshMember:
+    """A router's place in the mesh of its service: where the others find it, and how it shows itself to them.
+
+    name: no other router ever has it. peer: one that it joins by, `host:port`; empty for the first.
+    ca, certificate, key: files in PEM. ends: when the certificate does, in seconds since 1970.
+    """
+
+    name: str
+    host: str
+    port: int
+    peer: str
+    ca: str
+    certificate: str
+    key: str
+    ends: float
+
+    @property
+    def address(self) -> str:
+        """Where the others reach it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class RouterPorts:
-    """The private loopback ports of one router process."""
+    """The private loopback ports of one router process, and its place in a mesh, if it has one."""
 
     api: int
     metrics: int
+    mesh: MeshMember | None = None
 
     @property
     def url(self) -> str:
@@ -138,6 +162,11 @@ class RouterRules:
     late_s: ClassVar[float] = 30.0
     settles_s: ClassVar[float] = 0.1
 
+    @property
+    def wants_mesh(self) -> bool:
+        """Whether it is to tell the routers of other gateways where a prefix is cached."""
+        return False
+
     def objection(self, worker_type: WorkerType, mode: ConnectionMode) -> str | None:
         """Why it cannot take a worker of this type that is spoken to like this, and what to do; None if it can."""
         return None
@@ -148,6 +177,10 @@ class RouterRules:
 
     def unanswered(self, workers: Iterable[Registered]) -> Mapping[str, str]:
         """Model -> why its requests cannot be answered, of models that ready workers are there for."""
+        return {}
+
+    def read_mesh(self, text: bytes) -> Mapping[str, float]:
+        """What the metrics page says of its mesh: another router -> a number that grows while they are connected."""
         return {}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,6 +55,10 @@ class Store(Protocol):
         ...
 
 
+def _no_places(_settings: Any) -> Sequence[tuple[str, int]]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreKind:
     """One kind of store.
@@ -63,6 +67,7 @@ class StoreKind:
     build: the settings' value -> store; connects to nobody yet.
     show: where the store is, as `status` and `check` have it.
     exposed: why others may read what lies there, and the cure, for `check`; empty if they may not.
+    places: hosts and ports of the store; the way to the first tells this machine's address. None where there are none.
     """
 
     name: str
@@ -70,3 +75,4 @@ class StoreKind:
     build: Callable[[Any], Store]
     show: Callable[[Any], str] = str
     exposed: Callable[[Any], str] = lambda _: ""
+    places: Callable[[Any], Sequence[tuple[str, int]]] = _no_places

@@ -328,6 +328,17 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
             "Another router could not take the old one's place: `reason`. The old one goes on.",
             "Correct the `router` settings, then run `gateway-sidecar reload` or `gateway-sidecar router restart`.",
         ),
+        "mesh.joining": _info("A router is replaced by one that joins the mesh of its service: `reason`."),
+        "mesh.joined": _info("The service's router is in the mesh, at `address`; it joined by the one at `peer`."),
+        "mesh.not_joined": _warning(
+            "No router could join the mesh of the service: `reason`. The one that is there goes on, and it is tried"
+            " again.",
+            "Correct what the `reason` names.",
+        ),
+        "mesh.no_place": _warning(
+            "A router is started without a place in the mesh of its service: `reason`. It is tried again.",
+            "Correct what the `reason` names.",
+        ),
         "router.outgrown": _warning(
             "The router takes more than `router.memory_limit_mb`, so the daemon is about to replace it."
         ),

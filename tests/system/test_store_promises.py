@@ -15,18 +15,22 @@ from typing import Any
 import pytest
 
 from tests.etcd import Etcd, Front
-from tests.system import test_store
-from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.conftest import MakeGateway, Start, StartEngine
 from tests.system.gateway import Gateway, Status, states_of
 from tests.system.test_clock import LIBRARY
-from tests.system.test_store import Start, delete, port_of, put, status_with, until_answered, until_serving, until_store
+from tests.system.test_store import delete, port_of, put, status_with, until_answered, until_serving, until_store
 
-etcd, shared_etcd, start = test_store.etcd, test_store.shared_etcd, test_store.start
 LATE_S = 60.0
 STORES = Path(__file__).parent.parent / "fixtures" / "stores"
 OLD = sorted(STORES.glob("*.json"))
 LATER: dict[str, Any] = {"of a later version": {"whatever": [1, None, "x"]}}
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+
+
+@pytest.fixture
+def start(start_in_fleet: Start) -> Start:
+    """These tests start gateways of a fleet alone."""
+    return start_in_fleet
 
 
 async def drain(gateway: Gateway, replica: str, timeout_s: float = LATE_S) -> dict[str, Any]:

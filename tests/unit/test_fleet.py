@@ -15,12 +15,14 @@ from gateway_sidecar.config.store import store_model
 from gateway_sidecar.control.fleet import build
 from gateway_sidecar.control.fleet.acme import FleetAcme
 from gateway_sidecar.control.fleet.alike import Alike
+from gateway_sidecar.control.fleet.authorities import FleetAuthorities
 from gateway_sidecar.control.fleet.certificates import FleetCertificates
 from gateway_sidecar.control.fleet.drains import FleetDrains
 from gateway_sidecar.control.fleet.fleet import Fleet, Telling
 from gateway_sidecar.control.fleet.keys import FleetKeys
 from gateway_sidecar.control.fleet.membership import Membership
 from gateway_sidecar.control.fleet.memory import RememberedStore, record_in
+from gateway_sidecar.control.fleet.mesh import FleetMesh
 from gateway_sidecar.control.fleet.ports import FleetPorts
 from gateway_sidecar.control.fleet.reflector import StoreReflector
 from gateway_sidecar.control.fleet.replicas import SharedReplicas, read_remembered
@@ -31,7 +33,6 @@ from gateway_sidecar.domain.fleet import AskedDrain, DrainSeen
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import StateError, StateInDoubt, StoreAway, StoreDenied, StoreError, StoreFull
-from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problems
@@ -73,9 +74,11 @@ class Site:
         certificates = FleetCertificates(reflector, directory / "certificates", problem)
         places = directory / "acme", directory / "challenges"
         acme = FleetAcme(reflector, membership, remembered, *places, self.problems)
+        authorities = FleetAuthorities(self.store, reflector, lambda: 1.8e9)
+        mesh = FleetMesh(membership, authorities, lambda: "127.0.0.1", directory / "mesh", lambda: 1.8e9)
         self.fleet = Fleet(
             *("memory", self.store, remembered, reflector, membership, replicas, drains, seen, ports, keys),
-            *(certificates, acme, alike, used),
+            *(certificates, acme, alike, used, mesh),
         )
         self.says: dict[str, DrainSeen] = {}
         self.written = 0
@@ -84,7 +87,8 @@ class Site:
         held = self.fleet.drains.held
         drains = {key: self.says_of(key, it).said() for key, it in held.items()}
         ports, challenges = self.fleet.ports.says().said(), self.fleet.acme.says()
-        return {"drains": drains, "ports": ports, "challenges": challenges, "alike": self.alike}
+        mesh = {"mesh": mesh} if (mesh := self.fleet.mesh.said({})) else {}
+        return {"drains": drains, "ports": ports, "challenges": challenges, "alike": self.alike, **mesh}
 
     def says_of(self, key: str, asked: AskedDrain) -> DrainSeen:
         return replace(self.says.get(key, DrainSeen("", True)), id=asked.id)
@@ -365,10 +369,11 @@ async def test_it_is_put_together_from_the_settings_and_measured(
 ) -> None:
     """The name is the machine's where none is set."""
     monkeypatch.setattr("socket.gethostname", lambda: "GW_1.example.net")
-    metrics, places = Metrics(), FrontendPlaces(tmp_path / "frontends")
+    metrics = Metrics()
     settings = store_model().model_validate({"etcd": {"endpoints": ["http://127.0.0.1:1"]}})
     usage, leases = PlayedUsage(), PortLeases(range(24001, 24021))
-    fleet = build.build_fleet(tmp_path, places, settings, leases, usage, Problems(), metrics)
+    places = build.FleetPlaces(tmp_path, tmp_path / "challenges", tmp_path / "mesh")
+    fleet = build.build_fleet(places, settings, leases, usage, Problems(), metrics)
     assert (fleet.membership.name, fleet.where) == ("gw-1", "etcd http://127.0.0.1:1 /gateway-sidecar/")
     of = {"store": "etcd"}
     assert metrics.registry.get_sample_value("gateway_sidecar_store_up", of) == 0

@@ -44,6 +44,7 @@ PURE = {
         "difflib",
         "enum",
         "functools",
+        "hashlib",
         "ipaddress",
         "itertools",
         "json",

@@ -31,7 +31,7 @@ def status(*replicas: dict[str, Any], **said: object) -> Any:
         "source": {"settings": {"sockets": "/run/x"}, "blind": None, "refused": {}},
         "router": {
             "type": "smg", "state": "up", "url": "http://127.0.0.1:23001", "pid": 7, "restarts": 0,
-            "metrics_url": None, "reason": None,
+            "metrics_url": None, "reason": None, "mesh": None,
         },
         "serving": 1, "expected": 2,
         "traffic": {

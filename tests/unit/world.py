@@ -152,7 +152,7 @@ class PlayedLinks:
         self.reads_models = True
         self.models: Mapping[str, str] = {}
 
-    def link(self, port: int, target: Path) -> None:
+    def link(self, port: int, target: Path, mark: str = "") -> None:
         self.led[port] = target
 
     def unlink(self, port: int) -> None:
@@ -237,6 +237,8 @@ class PlayedAsks:
 
 class PlayedTable:
     """The ports that all gateways use alike (a `FleetTable`); for whom there is none, what it says."""
+
+    marks = True
 
     def __init__(self) -> None:
         self.current: dict[str, int] = {}

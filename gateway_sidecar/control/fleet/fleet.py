@@ -14,8 +14,9 @@ from gateway_sidecar.control.fleet.drains import FleetDrains, Says
 from gateway_sidecar.control.fleet.keys import FleetKeys
 from gateway_sidecar.control.fleet.membership import Describe, Membership, WrittenDown
 from gateway_sidecar.control.fleet.memory import RememberedStore
+from gateway_sidecar.control.fleet.mesh import FleetMesh
 from gateway_sidecar.control.fleet.ports import FleetPorts, Has
-from gateway_sidecar.control.fleet.reflector import TOPICS, StoreReflector
+from gateway_sidecar.control.fleet.reflector import WATCHED, StoreReflector
 from gateway_sidecar.control.fleet.replicas import SharedReplicas
 from gateway_sidecar.control.fleet.seen import Seen, Sees
 from gateway_sidecar.control.fleet.usage import Counts, FleetUsage
@@ -58,10 +59,11 @@ class Fleet:
     acme: FleetAcme
     alike: Alike
     usage: FleetUsage
+    mesh: FleetMesh
 
     def loops(self, it: Telling) -> Sequence[Loop]:
         """What keeps it going, beside `replicas.run`."""
-        follow = [partial(self.reflector.follow, topic) for topic in TOPICS]
+        follow = [partial(self.reflector.follow, topic) for topic in WATCHED]
         tell = partial(self.membership.run, it.describe, it.written_down)
         told = [
             tell,

@@ -85,6 +85,12 @@ class Membership:
         """What this gateway's keys end with, while the others see it."""
         return self._lease if self._told is not None else None
 
+    def has_told(self, text: str) -> bool:
+        """Whether the others can read this text in what they were told of this gateway."""
+        known = self._reflector.known
+        entry = known.entries.get(GATEWAYS + self.name) if known is not None else None
+        return entry is not None and text in entry.value
+
     def surely_holds(self, lease: str) -> bool:
         """Whether that lease is this gateway's and cannot have ended, whatever the store does meanwhile.
 

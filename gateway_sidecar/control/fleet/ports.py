@@ -41,6 +41,8 @@ class _Want:
 class FleetPorts:
     """The table, as it is known (a `FleetTable`)."""
 
+    marks = True
+
     def __init__(self, store: Store, reflector: StoreReflector, membership: Membership, leases: PortLeases) -> None:
         self._store = store
         self._reflector = reflector

@@ -58,9 +58,12 @@ SCALING = "scaling/"
 """`scaling/SERVICE`: which gateway recommends, and what was recommended last. Read as `seen/` is."""
 USAGE = "usage/"
 """`usage/INSTANCE`: what keys of the store have used at a gateway; with a lease of a month. Read as `seen/` is."""
-TOPICS = (REPLICAS, DRAINS, PORTS, GATEWAYS, KEYS, TLS)
-"""What is read and watched. A topic is a prefix, so that one range reads it for all services."""
-LASTING = (REPLICAS, DRAINS, KEYS, CERTIFICATES, ACME)
+MESH = "mesh/"
+"""`mesh/authorities`: what signs the certificates of routers that are in a mesh. Read, and not watched."""
+WATCHED = (REPLICAS, DRAINS, PORTS, GATEWAYS, KEYS, TLS)
+TOPICS = (*WATCHED, MESH)
+"""What is read. A topic is a prefix, so that one range reads it for all services."""
+LASTING = (REPLICAS, DRAINS, KEYS, CERTIFICATES, ACME, MESH)
 """What of it is put back when an operator has the store filled again."""
 
 _UPGRADE = "upgrade this gateway"

@@ -126,7 +126,7 @@ class Daemon:
         self.taken_up = asyncio.Event()
         self._stop_all = False
         self._shutdown = Shutdown(shared, self._services, self._departing, self.frontends, self._written)
-        self._in_fleet = InFleet(
+        self.in_fleet = InFleet(
             shared.fleet, self._services, self._standing, self.flush_leases, self._tasks, self.signals.of
         )
         self.ended_by_command = False
@@ -194,7 +194,7 @@ class Daemon:
         """
         processes, leases = await self._written.read()
         await self.shared.api.load(api_replicas_before(leases))
-        await self._in_fleet.load()
+        await self.in_fleet.load()
         for settings in self.settings.services:
             self._services.add(settings)
         self._services.share(self.settings.addresses)
@@ -232,7 +232,7 @@ class Daemon:
                 self._tunnels.run,
                 self._tunnels.follow,
                 self.signals.run,
-                *self._in_fleet.loops,
+                *self.in_fleet.loops,
                 *((self.last_hour.run,) if self.settings.metrics.has_page else ()),
             )
         ]
@@ -297,8 +297,8 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._stop_all:
-            await self._in_fleet.while_stopping(self._shutdown.run(self._services.routers))
-        await self._in_fleet.close(leaves=self._stop_all)
+            await self.in_fleet.while_stopping(self._shutdown.run(self._services.routers))
+        await self.in_fleet.close(leaves=self._stop_all)
         await self.shared.usage.collect_last()
         if not self._stop_all:
             await self._written.write_all()

@@ -11,6 +11,7 @@ from gateway_sidecar.control.autoscaling.service_signals import ServiceSignals
 from gateway_sidecar.control.edge.used_up import who_count
 from gateway_sidecar.control.process.services import Services
 from gateway_sidecar.control.replicas.tenure import Presence
+from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.fleet import AskedDrain, DrainSeen
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.sources.api import NAME as API
@@ -19,6 +20,8 @@ from gateway_sidecar.telemetry.dates import utc_now
 
 if TYPE_CHECKING:
     from gateway_sidecar.control.fleet.fleet import Fleet, Telling
+    from gateway_sidecar.control.process.mesh_watch import MeshWatch
+    from gateway_sidecar.routers.base import MeshMember
 
 Standing = Callable[[], Mapping[str, Any]]
 """Whether this gateway takes requests (`ready`), whether it is about to stop (`leaving`), and which of its settings
@@ -48,12 +51,15 @@ class InFleet:
         self._flush = flush
         self._tasks = tasks
         self._since = utc_now()
+        self._watch: MeshWatch | None = None
 
     @property
     def loops(self) -> Sequence[Loop]:
         """What keeps the fleet's part going, beside the replicas of the API."""
         return (
-            () if self._fleet is None else [*self._fleet.loops(self._telling(self._fleet)), *self._voice(self._fleet)]
+            ()
+            if self._fleet is None
+            else [*self._fleet.loops(self._telling(self._fleet)), *self._voice(self._fleet), *self._mesh(self._fleet)]
         )
 
     def _voice(self, fleet: Fleet) -> Sequence[Loop]:
@@ -61,6 +67,17 @@ class InFleet:
 
         voice = ScalingVoice(fleet.store, fleet.reflector, fleet.membership, fleet.remembered)
         return partial(voice.run, self._measures), partial(voice.mind, self._measures)
+
+    def _mesh(self, fleet: Fleet) -> Sequence[Loop]:
+        from gateway_sidecar.control.process.mesh_watch import MeshWatch  # As below.
+        from gateway_sidecar.frontend.certificate import today
+
+        self._watch = MeshWatch(self._services.by_name, fleet.mesh, self._tasks, today)
+        return (self._watch.run,)
+
+    def mesh_of(self, service: Service) -> str | None:
+        """How it stands with the mesh of a service, in words; None for one that is in none."""
+        return None if self._watch is None else self._watch.describe(service)
 
     def _measures(self) -> tuple[Mapping[str, ServiceSignals], bool]:
         return self._signals, self._standing()["leaving"]
@@ -110,7 +127,15 @@ class InFleet:
             **self._standing(),
             "challenges": self._fleet.acme.says(),
             "ports": self._fleet.ports.says().said(),
+            **({"mesh": mesh} if (mesh := self._fleet.mesh.said(self._in_mesh())) else {}),
             "drains": {key: self._says(key, it).said() for key, it in asked.items()},
+        }
+
+    def _in_mesh(self) -> Mapping[str, Sequence[MeshMember]]:
+        """Service -> the places of its routers."""
+        return {
+            name: [it.mesh for it in service.routers if it.mesh is not None]
+            for name, service in self._services.by_name().items()
         }
 
     def _says(self, key: str, asked: AskedDrain) -> DrainSeen:

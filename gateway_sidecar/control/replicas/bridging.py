@@ -18,6 +18,7 @@ from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.workqueue import Key, WorkQueue
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
+from gateway_sidecar.domain.mesh import mark_of
 from gateway_sidecar.domain.model import Access, ConnectionMode, PeerAddress, ReplicaId
 from gateway_sidecar.nginx.key_proxy import Keyed
 from gateway_sidecar.sources.api import NAME as API
@@ -38,7 +39,7 @@ def needs_nginx(access: Access) -> bool:
 class Links(Protocol):
     """Where each bridge leads."""
 
-    def link(self, port: int, target: Path) -> None: ...
+    def link(self, port: int, target: Path, mark: str = "") -> None: ...
 
     def unlink(self, port: int) -> None: ...
 
@@ -81,7 +82,12 @@ class FleetPort(Enum):
 
 
 class FleetTable(Protocol):
-    """The ports that all gateways of a fleet use alike: for replicas of the API, since all have these."""
+    """The ports that all gateways of a fleet use alike: for replicas of the API, since all have these.
+
+    marks: whether links say which replica they are for, so that URLs can mean the same at all of them.
+    """
+
+    marks: bool
 
     def port_of(self, service: str, replica: ReplicaId) -> int | FleetPort: ...
 
@@ -96,6 +102,8 @@ class FleetTable(Protocol):
 
 class NoTable:
     """A gateway that works alone takes its own ports."""
+
+    marks = False
 
     def port_of(self, service: str, replica: ReplicaId) -> int | FleetPort:
         """Always its own."""
@@ -176,7 +184,8 @@ class Bridging:
         self.ask_for_address(tenure)
         if tenure.bridge.linked and tenure.can_be_described:
             target = self._target(tenure)
-            if target is not None and target != tenure.bridge.leads_to and self._lead(tenure, target):
+            is_led = target == tenure.bridge.leads_to and tenure.bridge.mark == self._mark(tenure)
+            if target is not None and not is_led and self._lead(tenure, target):
                 self._leave_key(tenure)
         self._name(tenure)
 
@@ -201,7 +210,7 @@ class Bridging:
         ]
         for tenure in removed:
             assert tenure.bridge.port is not None
-            self._links.link(tenure.bridge.port, tenure.bridge.leads_to or tenure.sighting.place)
+            self._link(tenure, tenure.bridge.leads_to or tenure.sighting.place)
         named = {tenure.bridge.named: tenure for tenure in self._tenures if tenure.bridge.named is not None}
         nameless = self._links.nameless(named)
         for url in nameless:
@@ -314,12 +323,22 @@ class Bridging:
     def _lead(self, tenure: Tenure, target: Path) -> bool:
         assert tenure.bridge.port is not None
         try:
-            self._links.link(tenure.bridge.port, target)
+            self._link(tenure, target)
         except OSError as error:
             self._trouble(tenure, f"cannot make the bridge's symlink: {error}")
             return False
-        tenure.bridge.leads_to, tenure.bridge.problem = target, None
+        tenure.bridge.leads_to, tenure.bridge.mark, tenure.bridge.problem = target, self._mark(tenure), None
         return True
+
+    def _link(self, tenure: Tenure, target: Path) -> None:
+        """Raises OSError."""
+        assert tenure.bridge.port is not None
+        self._links.link(tenure.bridge.port, target, self._mark(tenure))
+
+    def _mark(self, tenure: Tenure) -> str:
+        """What its URLs in a mesh are marked with; empty for one that only this gateway has."""
+        is_shared = self._table.marks and tenure.sighting.source == API
+        return mark_of(self._service, tenure.replica) if is_shared else ""
 
     def _name(self, tenure: Tenure, *, again: bool = False) -> None:
         """Has the access log name the replica. Without it lines have no name, which is no reason to serve nobody."""

@@ -267,6 +267,8 @@ class Controller:
                 rooms.bridges.open(tenure)
             case Unbridge():
                 rooms.bridges.close(tenure)
+                if self._slots.in_mesh:
+                    rooms.drains.note_unbridged(tenure)
             case Release():
                 self._release(tenure)
                 return None

@@ -203,6 +203,13 @@ class Drains:
         elif tenure.drain.out_at is None:
             tenure.drain.out_at = awake.monotonic()
 
+    def note_unbridged(self, tenure: Tenure) -> None:
+        """Nothing new reaches it from now on. A router in a mesh may have sent it something just before, by what it
+        learnt from another gateway: it is counted once more.
+        """
+        if tenure.drain.out_at is not None:
+            tenure.drain.out_at, tenure.drain.in_flight, tenure.drain.quiet_since = awake.monotonic(), None, None
+
     def gives_up_s(self, tenure: Tenure) -> float | None:
         """In how many seconds what is connected to it is waited for no more; None where that has no end."""
         if not tenure.gone or tenure.drain.out_at is None or self._is_awaited(tenure):

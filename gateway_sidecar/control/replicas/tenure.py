@@ -159,6 +159,7 @@ class Bridged:
     """What leads to it. Written by the bridging.
 
     leads_to: what the bridge's link leads to: the socket, or the nginx that shows the key.
+    mark: by which the link says which replica it is for.
     peer: the address that it is advertised under; the same for the whole stay, once a router was told of it.
     peer_is_ours: whether that address is kept for this stay; until then it has no URL.
     peer_problem: why the address does not lead to it.
@@ -170,6 +171,7 @@ class Bridged:
     port: int | None = None
     linked: bool = False
     leads_to: Path | None = None
+    mark: str = ""
     problem: str | None = None
     key_problem: str | None = None
     peer: PeerAddress | None = None
@@ -346,6 +348,7 @@ class Tenure:
             linked=self.bridge.linked,
             url=url or self.url,
             name=name,
+            replica=self.replica,
             overrides=self.notes.overrides,
             in_flight=self.drain.in_flight,
             reachable=self.bridge.key_problem is None

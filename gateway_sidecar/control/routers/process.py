@@ -6,7 +6,8 @@ import asyncio
 import random
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, cast
 
 from gateway_sidecar.config import ServiceSettings
@@ -14,7 +15,7 @@ from gateway_sidecar.control.routers.router import Router, RouterState
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.errors import ProcessError, RouterError
 from gateway_sidecar.nginx.server import busy_ports
-from gateway_sidecar.routers.base import RouterClient, RouterPorts, RouterRules, RouterSetup
+from gateway_sidecar.routers.base import MeshMember, RouterClient, RouterPorts, RouterRules, RouterSetup
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog
@@ -47,11 +48,21 @@ class SavedRouter:
     digest: str = ""
 
 
+ChoosePort = Callable[[str], int]
+"""A port on an address of this machine. Raises ProcessError."""
+JoinMesh = Callable[[str, str, ChoosePort], Awaitable[MeshMember | None]]
+"""(service, slot, how it gets a port) -> its place."""
+
+
 class PrivatePorts(Protocol):
     """Where a router's private ports come from."""
 
     def choose(self, slot: str) -> RouterPorts:
         """Two ports that can be listened on; the slot's own, unless somebody took them. Raises ProcessError."""
+        ...
+
+    def choose_in_mesh(self, slot: str, host: str) -> int:
+        """One more, on an address of this machine, that no router had a moment ago. Raises ProcessError."""
         ...
 
     def restore(self, slot: str, ports: RouterPorts) -> None:
@@ -69,12 +80,15 @@ class RouterHost:
 
     write_down: writes down what `saved` says now, if it can soon.
     on_change: called whenever the state changes.
+    join_mesh: a place in the mesh of a service for the router in a slot; None while it can have none. None for a
+        gateway that works alone.
     """
 
     private_ports: PrivatePorts
     metrics: Metrics
     write_down: Callable[[], Awaitable[None]]
     on_change: Callable[[], None]
+    join_mesh: JoinMesh | None = None
 
 
 class RouterProcess(Router):
@@ -92,6 +106,8 @@ class RouterProcess(Router):
         self._private_ports = host.private_ports
         self._metrics = host.metrics
         self._write_down = host.write_down
+        self._join_mesh = host.join_mesh
+        self._joins = False
         self._start_timeout_s = settings.router.start_timeout_s
         self._logger = get_logger(service=settings.name)
         self.starts = 0
@@ -186,6 +202,9 @@ class RouterProcess(Router):
         writer.transport.abort()
         return True
 
+    def join_mesh(self) -> None:
+        self._joins = True
+
     def report_unresponsive(self) -> None:
         """Its API has not answered for too long: it must be replaced even if its process lives."""
         self._unresponsive.set()
@@ -207,7 +226,7 @@ class RouterProcess(Router):
         key = secrets.token_urlsafe(32)
         await self._until_its_ports_are_free()
         try:
-            ports = self._private_ports.choose(self.slot)
+            ports = await self._choose_ports()
             command = self.setup.command(ports, key)
             digest = await asyncio.to_thread(self.setup.digest)
             # Before it runs: a daemon that dies in the next moment must not leave a router that nobody has the key of.
@@ -264,6 +283,16 @@ class RouterProcess(Router):
         else:
             await self._ended("ended while starting", starting=True)
         return False
+
+    async def _choose_ports(self) -> RouterPorts:
+        """Raises ProcessError. One that begins again in its place gets its requests at once, before it has its own
+        workers: it joins no mesh, where it would learn of others'.
+        """
+        ports = self._private_ports.choose(self.slot)
+        if self._join_mesh is None or not self._joins or self.starts or not self.setup.wants_mesh:
+            return ports
+        place = await self._join_mesh(self.service, self.slot, partial(self._private_ports.choose_in_mesh, self.slot))
+        return replace(ports, mesh=place)
 
     async def _until_its_ports_are_free(self) -> None:
         """A killed router's sockets may live on for a moment. On other ports nginx would have to be reloaded."""

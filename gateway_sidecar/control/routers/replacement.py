@@ -108,6 +108,11 @@ class RouterSlots:
         return [unit for unit in self.units if not unit.retiring]
 
     @property
+    def in_mesh(self) -> bool:
+        """Whether one of them is in a mesh, and so may know workers that nobody registered here."""
+        return any(unit.router.mesh is not None for unit in self.units)
+
+    @property
     def names(self) -> tuple[str, str]:
         """The slots' names."""
         return self.service, self.service + SUCCESSOR
@@ -214,6 +219,7 @@ class RouterSlots:
             new = self._make_unit(self.settings, second if old.router.slot == first else first)
             self._is_equal = False
             self.units.append(new)
+            new.router.join_mesh()
             new.start()
             try:
                 await self._until_equal(new)

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from gateway_sidecar.config import ServiceSettings
-from gateway_sidecar.routers.base import RouterClient, RouterPorts, RouterReading, RouterRules
+from gateway_sidecar.routers.base import MeshMember, RouterClient, RouterPorts, RouterReading, RouterRules
 
 if TYPE_CHECKING:
     from gateway_sidecar.control.routers.process import SavedRouter
@@ -78,6 +78,14 @@ class Router(ABC):
     def is_nginx(self) -> bool:
         """Whether nginx itself is the router."""
         return False
+
+    @property
+    def mesh(self) -> MeshMember | None:
+        """Its place in the mesh of its service, if it has one."""
+        return None if self.ports is None else self.ports.mesh
+
+    def join_mesh(self) -> None:  # noqa: B027 - most have none
+        """It is to have a place there from its first start on: it gets no request before it has its own workers."""
 
     @abstractmethod
     async def run(self) -> None:

@@ -22,7 +22,7 @@ def build(settings: SmgSettings, service: ServiceSettings, around: Surroundings)
         "failure_threshold": service.health.failures,
         "drain_settle_secs": math.ceil(service.drain.settle_s),
     }
-    return SmgSetup(settings, health, around.bridge_key)
+    return SmgSetup(settings, health, around.bridge_key, service.name)
 
 
 ROUTER = RouterKind("smg", SmgSettings, build, PATHS, HEADERS, check)

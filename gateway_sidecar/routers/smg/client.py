@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gateway_sidecar.domain.mesh import mark_of, marked, unmarked
 from gateway_sidecar.domain.model import (
     ConnectionMode,
     Registered,
@@ -31,6 +32,7 @@ from gateway_sidecar.domain.model import (
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import RouterRefused, RouterUnavailable, WorkerExists
 from gateway_sidecar.routers.http import RestApi, as_object, malformed, rows_of, text_or_none
+from gateway_sidecar.routers.smg import mesh
 from gateway_sidecar.supervision import awake
 
 _ROWS_AT_ONCE = 500
@@ -45,6 +47,7 @@ _NAMELESS = "unknown"
 _MODES = {mode.value: mode for mode in ConnectionMode}
 _ID_IN_TEXT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _PATIENCE_S = 5.0
+_CLAIM_POLL_S = 0.02
 _LEAST_READY_FIRST = (
     WorkerStatus.FAILED,
     WorkerStatus.DRAINING,
@@ -54,8 +57,20 @@ _LEAST_READY_FIRST = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class InMesh:
+    """What a client must know of a router in a mesh: its service, and what its own workers are labelled with."""
+
+    service: str
+    owner: str
+
+
 class SmgClient:
-    """The REST API of one SMG process."""
+    """The REST API of one SMG process.
+
+    In a mesh, URLs at the router have marks (`domain/mesh.py`), and those that the rest of the daemon knows have none.
+    A worker that came from another gateway keeps its URL as it is: nobody here stands behind that one.
+    """
 
     def __init__(
         self,
@@ -66,7 +81,10 @@ class SmgClient:
         health: Mapping[str, int],
         loads_tokenizers: bool = True,
         bridge_key: str = "",
+        in_mesh: InMesh | None = None,
     ) -> None:
+        self._in_mesh = in_mesh
+        self._imports: set[str] = set()
         self._api = RestApi(url, key, timeout_s)
         self._bridge_key = bridge_key
         self._health = dict(health)
@@ -88,7 +106,7 @@ class SmgClient:
         for number, row in enumerate(rows, 1):
             if number % _ROWS_AT_ONCE == 0:
                 await asyncio.sleep(0)
-            listed = _read_worker(row)
+            listed = self._as_known(row)
             worker = await self._with_tokenizer(listed)
             reusable = reusable and worker is listed
             by_url.setdefault(worker.url, []).append(_as_rank(worker, row))
@@ -104,12 +122,15 @@ class SmgClient:
         """Asks for a worker; its id. Accepted is not done. Raises WorkerExists if the URL is taken."""
         if spec.connection_mode is ConnectionMode.TCP:
             raise RouterRefused(f"{spec.url}: SMG has no workers of NVIDIA Dynamo; use `router: {{type: dynamo}}`", 400)
+        if self._in_mesh is not None and not spec.replica:
+            text = "router.mesh is for replicas without an address of their own; leave `advertise` or router.mesh out"
+            raise RouterRefused(f"{spec.url}: {text}", 400)
         body: dict[str, object] = {
-            "url": spec.url,
+            "url": self._url_of(spec),
             "worker_type": spec.worker_type.value,
             "connection_mode": spec.connection_mode.value,
             "runtime_type": spec.runtime_type if spec.runtime_type in _ENGINES else _GENERIC,
-            "labels": _labels(spec),
+            "labels": _labels(spec) | ({} if self._in_mesh is None else {mesh.OWNER: self._in_mesh.owner}),
             "max_connection_attempts": _CONNECTION_ATTEMPTS,
             "health": self._health,
         }
@@ -140,6 +161,9 @@ class SmgClient:
         self._ranks.submitted(spec.url, worker_id)
         return worker_id
 
+    def _url_of(self, spec: WorkerSpec) -> str:
+        return spec.url if self._in_mesh is None else marked(spec.url, mark_of(self._in_mesh.service, spec.replica))
+
     def _key_of(self, spec: WorkerSpec) -> str | None:
         """What SMG shows the worker: a bridge wants its own key, and shows the engine's itself."""
         if not spec.bridged:
@@ -149,7 +173,7 @@ class SmgClient:
     async def find(self, worker_id: str) -> Registered | None:
         """One worker, even if it is not listed yet; None if the router does not know it."""
         try:
-            return await self._with_tokenizer(_read_worker(await self._api.ask("GET", f"/workers/{worker_id}")))
+            return await self._with_tokenizer(self._as_known(await self._api.ask("GET", f"/workers/{worker_id}")))
         except RouterRefused as refusal:
             if refusal.status != 404:
                 raise
@@ -160,10 +184,33 @@ class SmgClient:
         """Asks for a worker's removal: no new requests from now on. An unknown worker is no error."""
         for each in self._ranks.ids_of(worker_id):
             try:
+                if each in self._imports:
+                    await self._claim(each)
                 await self._api.ask("DELETE", f"/workers/{each}")
             except RouterRefused as refusal:
                 if refusal.status != 404:
                     raise
+
+    async def _claim(self, worker_id: str) -> None:
+        """Makes an import the router's own: what is removed then does not come back. Raises RouterError."""
+        assert self._in_mesh is not None
+        await self._api.ask("PATCH", f"/workers/{worker_id}", mesh.claim(self._in_mesh.owner))
+        deadline = awake.now() + _PATIENCE_S
+        while awake.now() < deadline:
+            if not mesh.is_import(await self._api.ask("GET", f"/workers/{worker_id}"), self._in_mesh.owner):
+                self._imports.discard(worker_id)
+                return
+            await asyncio.sleep(_CLAIM_POLL_S)
+
+    def _as_known(self, row: Mapping[str, Any]) -> Registered:
+        """A row of SMG's list, as the rest of the daemon knows the worker. Raises RouterUnavailable."""
+        worker = _read_worker(row)
+        if self._in_mesh is None:
+            return worker
+        if not mesh.is_import(row, self._in_mesh.owner) or self._ranks.url_of(worker.worker_id) is not None:
+            return replace(worker, url=unmarked(worker.url))
+        self._imports.add(worker.worker_id)
+        return worker
 
     async def close(self) -> None:
         """Closes the client's connections, for good."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 
+from gateway_sidecar.domain.mesh import unmarked
 from gateway_sidecar.domain.metrics_text import histogram, samples
 from gateway_sidecar.routers.base import RouterReading
 
@@ -48,7 +49,7 @@ def read_metrics(text: bytes) -> RouterReading:
             role = labels.get("worker_type", "")
             errors[role] = errors.get(role, 0.0) + value
         elif "worker" in labels:
-            url = _RANK.sub("", labels["worker"])
+            url = unmarked(_RANK.sub("", labels["worker"]))
             counts = by_worker.setdefault(labels.get("outcome", "") if name == _OUTCOMES else name, {})
             counts[url] = counts.get(url, 0.0) + value
     if in_flight is None and not has_routed and b"\nsmg_" in text:

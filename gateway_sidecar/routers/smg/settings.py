@@ -24,7 +24,7 @@ Policy = Literal[
 
 _PD = "prefill, decode and encode workers are told apart by their own answers, and mixed in one router"
 _TLS = "the service address reaches the router over loopback in the clear; put TLS in front of `listen`"
-_MESH = "it brings other gateways' workers, whose loopback addresses mean other engines here"
+_MESH = "use `router.mesh`, for which the daemon gives each router its place, peers and certificates"
 _RECOVERY = "the daemon decides by evidence when a worker goes; see `health` and `refused`"
 
 FAMILIES: Mapping[str, str] = {
@@ -87,6 +87,12 @@ class SmgSettings(RouterSettings):
         description="Further options of `smg launch`. An option that the daemon sets itself is refused, with the"
         " reason.",
         examples=[["--max-payload-size", "1073741824"]],
+    )
+    mesh: bool = Field(
+        default=False,
+        description="Whether the service's routers at all gateways of the fleet tell each other which prefixes are"
+        " cached where, so that a prompt meets the same replica whichever gateway it comes through. It needs `store`,"
+        " and replicas that were put over the API.",
     )
     log_level: Literal["debug", "info", "warn", "error"] = Field(
         default="warn",

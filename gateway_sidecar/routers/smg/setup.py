@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from gateway_sidecar.domain.model import Registered
+from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerType
 from gateway_sidecar.routers import pairing
 from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts, RouterReading, RouterSetup, find_program
 from gateway_sidecar.routers.program import keeping_secret
-from gateway_sidecar.routers.smg.client import SmgClient
+from gateway_sidecar.routers.smg import mesh
+from gateway_sidecar.routers.smg.client import InMesh, SmgClient
 from gateway_sidecar.routers.smg.log import read_log_line
 from gateway_sidecar.routers.smg.metrics import read_metrics
 from gateway_sidecar.routers.smg.settings import SmgSettings
@@ -39,6 +40,7 @@ def launch_command(program: Path, ports: RouterPorts, settings: SmgSettings, *, 
         "--disable-circuit-breaker",  # ten failures, a client's or nginx's own, shut an engine out that was well
         "--trust-tenant-header",  # nginx names the tenant, so that one key does not see what another stored
         *("--policy", settings.policy),
+        *(() if ports.mesh is None else mesh.options(ports.mesh)),
         *("--log-json", "--log-level", settings.log_level),
         *settings.args,
     ]
@@ -51,7 +53,7 @@ class SmgSetup(RouterSetup):
     """One service's SMG; `RouterSetup` says what each method is for.
 
     health: SMG's own per-worker settings; its checks matter only while the daemon is away.
-    bridge_key: what it shows the bridges of HTTP engines.
+    bridge_key: what it shows the bridges of HTTP engines. service: its name.
     """
 
     refuses_unknown: ClassVar[bool] = True
@@ -61,6 +63,21 @@ class SmgSetup(RouterSetup):
     settings: SmgSettings
     health: Mapping[str, int]
     bridge_key: str = field(repr=False)
+    service: str = ""
+
+    @property
+    def wants_mesh(self) -> bool:
+        return self.settings.mesh
+
+    def objection(self, worker_type: WorkerType, mode: ConnectionMode) -> str | None:
+        """A worker's URL has to say which replica is meant, and that of a gRPC worker has no place for it."""
+        if self.settings.mesh and mode is ConnectionMode.GRPC:
+            return "router.mesh is for engines over HTTP; start the engine with HTTP, or leave router.mesh out"
+        return None
+
+    def digest(self) -> str:
+        # Whether it is in a mesh, and not where: that differs from start to start.
+        return f"{RouterSetup.digest(self)}{'-mesh' if self.settings.mesh else ''}"
 
     def program(self) -> Path:
         return find_smg(self.settings.command)
@@ -76,6 +93,7 @@ class SmgSetup(RouterSetup):
             health=self.health,
             bridge_key=self.bridge_key,
             loads_tokenizers=not any(word.partition("=")[0] in _OWN_TOKENIZER for word in self.settings.args),
+            in_mesh=None if ports.mesh is None else InMesh(self.service, mesh.owner_of(key)),
         )
 
     def read_log_line(self, line: str) -> LogLine | None:
@@ -83,6 +101,9 @@ class SmgSetup(RouterSetup):
 
     def read_metrics(self, text: bytes) -> RouterReading:
         return read_metrics(text)
+
+    def read_mesh(self, text: bytes) -> Mapping[str, float]:
+        return mesh.read_rounds(text)
 
     def unanswered(self, workers: Iterable[Registered]) -> Mapping[str, str]:
         return pairing.unanswered(workers)

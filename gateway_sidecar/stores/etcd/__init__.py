@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from pydantic import Field
 
 from gateway_sidecar.stores.base import Store, StoreKind
@@ -30,4 +32,5 @@ STORE = StoreKind(
     build=_build,
     show=lambda settings: f"etcd {', '.join(settings.endpoints)} {settings.prefix}",
     exposed=_exposed,
+    places=lambda settings: [(it.hostname or "", it.port or 2379) for it in map(urlsplit, settings.endpoints)],
 )

@@ -1,0 +1,231 @@
+"""When a router is replaced by one that joins the mesh of its service."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gateway_sidecar.control.process import mesh_watch
+from gateway_sidecar.control.process.mesh_watch import MeshWatch
+from gateway_sidecar.domain.fleet_authority import CERTIFICATE_S
+from gateway_sidecar.domain.mesh import MeshNode
+from gateway_sidecar.errors import MetricsError, RouterUnavailable, StoreAway
+from gateway_sidecar.routers.base import MeshMember, RouterPorts
+from gateway_sidecar.supervision.loops import Tasks, cancelled
+from gateway_sidecar.telemetry.metrics import Metrics
+from tests.unit.fake_time import in_fake_time
+from tests.unit.test_fleet import fleets
+
+NOW = 1.8e9
+
+
+def place(name: str, ends: float = NOW + CERTIFICATE_S) -> MeshMember:
+    return MeshMember(name, "192.0.2.1", 23005, "", "ca", "certificate", "key", ends)
+
+
+class PlayedService:
+    """One service, whose next router has the next place."""
+
+    def __init__(self, *, wants: bool = True) -> None:
+        self.name = "chat"
+        self.has_looked = True
+        self.book = SimpleNamespace(listed=True)
+        self.rounds: Mapping[str, float] = {}
+        setup = SimpleNamespace(wants_mesh=wants, read_mesh=lambda _page: self.rounds)
+        self.router = SimpleNamespace(up=True, setup=setup, mesh=None, ports=RouterPorts(1, 2))
+        self.slots = SimpleNamespace(replace=self.replace)
+        self.next: MeshMember | None = place("gw-2.chat.1")
+        self.fails = ""
+        self.replaced = 0
+
+    async def replace(self) -> None:
+        self.replaced += 1
+        if self.fails:
+            raise RouterUnavailable(self.fails)
+        self.router.mesh = self.next
+
+
+class PlayedMesh:
+    """What is known of the others (as of a `FleetMesh`)."""
+
+    def __init__(self) -> None:
+        self.nodes: list[MeshNode] = []
+        self.seen: dict[str, frozenset[str]] = {}
+        self.troubles: dict[str, str] = {}
+
+    def others(self, _service: str) -> list[MeshNode]:
+        return self.nodes
+
+    def node(self, it: MeshMember) -> MeshNode:
+        return MeshNode("gw-2", it.name, it.address, self.seen.get(it.name, frozenset()))
+
+    def note_seen(self, it: MeshMember, seen: frozenset[str]) -> None:
+        self.seen[it.name] = seen
+
+
+class Stage:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, service: PlayedService) -> None:
+        self.service, self.mesh, self.now = service, PlayedMesh(), NOW
+        self.reached = True
+        services: Any = {"chat": service}
+        mesh: Any = self.mesh
+        self.watch = MeshWatch(lambda: services, mesh, Tasks("-", Metrics()), lambda: self.now)
+        monkeypatch.setattr(self.watch._pages, "read", self._page)
+        monkeypatch.setattr(mesh_watch, "reaches", self._reaches)
+
+    def describe(self) -> str | None:
+        service: Any = self.service
+        return self.watch.describe(service)
+
+    async def _page(self, _url: str, _timeout_s: float) -> bytes:
+        self.service.rounds = {name: count + 1 for name, count in self.service.rounds.items()}
+        return b""
+
+    async def _reaches(self, _address: str) -> bool:
+        return self.reached
+
+
+@asynccontextmanager
+async def stage(monkeypatch: pytest.MonkeyPatch, *, wants: bool = True) -> AsyncIterator[Stage]:
+    made = Stage(monkeypatch, PlayedService(wants=wants))
+    running = asyncio.create_task(made.watch.run())
+    try:
+        yield made
+    finally:
+        await cancelled(running)
+
+
+FIRST = MeshNode("gw-1", "gw-1.chat.9", "192.0.2.9:23005")
+
+
+@in_fake_time
+async def test_a_router_joins_once_it_is_up_and_knows_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is replaced: before it has its own workers no router hears of others'."""
+    async with stage(monkeypatch) as it:
+        it.service.router.up = False
+        await asyncio.sleep(60)
+        assert (it.service.replaced, it.describe()) == (0, "not joined yet")
+        it.service.router.up = True
+        await asyncio.sleep(6)
+        assert (it.service.replaced, it.describe()) == (1, "joined, and no other gateway is")
+        await asyncio.sleep(3600)
+        assert it.service.replaced == 1
+
+
+@in_fake_time
+async def test_a_service_without_a_mesh_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is replaced, and nothing said."""
+    async with stage(monkeypatch, wants=False) as it:
+        await asyncio.sleep(60)
+        assert (it.service.replaced, it.describe()) == (0, None)
+
+
+@in_fake_time
+async def test_one_that_cannot_join_is_tried_ever_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mesh is a gain, and no reason to trouble who serves."""
+    async with stage(monkeypatch) as it:
+        it.service.fails = "no memory"
+        await asyncio.sleep(24 * 3600)
+        assert 20 < it.service.replaced < 40
+        it.service.fails, it.service.next, it.mesh.troubles["chat"] = "", None, "the store cannot be read"
+        await asyncio.sleep(2 * 3600)
+        assert it.describe() == "not joined: the store cannot be read"
+
+
+@in_fake_time
+async def test_a_router_is_replaced_before_its_certificate_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SMG reads certificates once."""
+    async with stage(monkeypatch) as it:
+        await asyncio.sleep(120)
+        it.now = NOW + CERTIFICATE_S * 0.6
+        await asyncio.sleep(120)
+        assert it.service.replaced == 1
+        it.now = NOW + CERTIFICATE_S * 0.7
+        it.service.next = place("gw-2.chat.2", it.now + CERTIFICATE_S)
+        await asyncio.sleep(120)
+        assert it.service.replaced == 2
+
+
+@in_fake_time
+async def test_of_two_that_do_not_see_each_other_the_later_one_joins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mesh that fell apart is whole again, and both do not move at once."""
+    async with stage(monkeypatch) as it:
+        it.mesh.nodes = [FIRST]
+        await asyncio.sleep(20)
+        assert (it.service.replaced, it.describe()) == (1, "not connected to gw-1")
+        it.reached = False
+        await asyncio.sleep(600)
+        assert it.service.replaced == 1, "it would not help: nobody is reached there"
+        it.reached = True
+        it.service.next = place("gw-2.chat.2")
+        await asyncio.sleep(20)
+        assert it.service.replaced == 2
+        it.mesh.nodes = [MeshNode("gw-1", FIRST.name, FIRST.address, frozenset({"gw-2.chat.2"}))]
+        await asyncio.sleep(2 * 3600)
+        assert (it.service.replaced, it.describe()) == (2, "with gw-1")
+
+
+@in_fake_time
+async def test_the_earlier_one_says_whom_it_sees_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What grows is seen; a page that cannot be read changes nothing."""
+    async with stage(monkeypatch) as it:
+        it.mesh.nodes = [MeshNode("gw-3", "gw-3.chat.1", "192.0.2.3:1")]
+        await asyncio.sleep(600)
+        assert (it.service.replaced, it.describe()) == (1, "not connected to gw-3")
+        it.service.rounds = {"gw-3.chat.1": 5.0, "gone": 7.0}
+        await asyncio.sleep(10)
+        assert it.describe() == "with gw-3"
+
+        async def refuse(_url: str, _timeout_s: float) -> bytes:
+            raise MetricsError("no answer")
+
+        monkeypatch.setattr(it.watch._pages, "read", refuse)
+        await asyncio.sleep(60)
+        assert it.describe() == "with gw-3"
+
+
+@in_fake_time
+async def test_a_place_is_known_to_the_others_before_its_router_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two that join at once one at least knows of the other. Keys are for us alone."""
+
+    async def nobody(_address: str) -> bool:
+        return False
+
+    monkeypatch.setattr("gateway_sidecar.control.fleet.mesh.reaches", nobody)
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        first, second = await asyncio.gather(
+            a.fleet.mesh.join("chat", "chat", lambda _host: 23005),
+            b.fleet.mesh.join("chat", "chat", lambda _host: 23006),
+        )
+        assert first is not None
+        assert second is not None
+        assert first.name != second.name
+        assert {first.peer, second.peer} & {"127.0.0.1:23005", "127.0.0.1:23006"}
+        assert stat.S_IMODE(Path(first.key).stat().st_mode) == 0o600
+        assert [it.name for it in b.fleet.mesh.others("chat")] == [first.name]
+        assert b.fleet.mesh.others("other") == []
+        await asyncio.sleep(600)
+        assert b.fleet.mesh.others("chat") == [], "its router never came"
+
+
+@in_fake_time
+async def test_a_router_without_a_place_is_started_all_the_same(tmp_path: Path) -> None:
+    """The mesh is a gain: what it lacks is said, and nobody waits for it."""
+    async with fleets(tmp_path) as them:
+        a = await them.start("a")
+        a.store.failing = StoreAway("nobody answers")
+        assert await a.fleet.mesh.join("chat", "chat", lambda _host: 23005) is None
+        assert a.fleet.mesh.troubles["chat"] == "nobody answers"
+        a.store.failing = None
+        assert await a.fleet.mesh.join("chat", "chat", lambda _host: 23005) is not None
+        assert not a.fleet.mesh.troubles
