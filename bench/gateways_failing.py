@@ -1,8 +1,8 @@
 """Rows of `several-gateways`: keys that are revoked, a store that is away, a gateway that is killed.
 
 revoked  From the moment before a revocation begins at one of three gateways, as `key revoke --store` makes it, but in a
-         process that runs already, until a request with that key is refused at all three, each asked every 2 ms over a
-         kept connection. The gateways take turns.
+         process that runs already, until a request with that key gets 401 at all three, each asked every 2 ms over a
+         kept connection. The gateways take turns. A limit is used up, so that nginx answers by itself before, too: 429.
 away     etcd is killed and stays so. Clients of each gateway chat all the time; a daemon is restarted in the middle.
 killed   Of three gateways behind HAProxy one loses its power under load, as the demo with `FLEET=3` shows it. Streams
          that it had begun to answer are cut; nothing else may fail.
@@ -45,7 +45,8 @@ async def revoked_row(directory: Path, etcd: Etcd, engines: EngineHost, revocati
     """How soon a key that is revoked at one gateway is refused at all."""
     socket = directory / "engine.sock"
     await engines.start(settings(socket, EngineKind.SGLANG_HTTP, name="engine", model=MODEL))
-    site = Site(etcd, 400, "none", frontend={"auth": {"store": True}})
+    frontend = {"auth": {"store": True}, "limits": [{"per": "key", "rps": 1 / 60}]}
+    site = Site(etcd, 400, "none", frontend=frontend)
     async with AsyncExitStack() as stack:
         gateways = [await stack.enter_async_context(site.gateway()) for _ in range(_GATEWAYS)]
         await put(gateways[0], "r1", socket)
@@ -71,7 +72,7 @@ async def _revoked_s(gateways: list[Gateway], at: Gateway, name: str) -> float:
         connections = [
             await stack.enter_async_context(Connection("127.0.0.1", it.ports["chat"], key=secret)) for it in gateways
         ]
-        await asyncio.gather(*(_until_status(it, 200) for it in connections))
+        await asyncio.gather(*(_until_status(it, 429) for it in connections))
         refused = asyncio.gather(*(_until_status(it, 401) for it in connections))
         await asyncio.sleep(_BETWEEN_S)
         began = time.monotonic()
