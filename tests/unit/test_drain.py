@@ -53,6 +53,26 @@ async def test_one_that_is_quiet_is_safe_at_once_and_stays_out(worlds: Worlds) -
 
 
 @in_fake_time
+async def test_a_drain_means_the_engine_that_had_taken_the_place_of_another_before_it(worlds: Worlds) -> None:
+    """Also if that is not known yet: what was asked before the drain is answered after it, and brings nobody back."""
+    async with worlds() as world:
+        world.appear("r1", Ready(replace(FACTS, instance="one")))
+        await world.until(lambda: world.serves("r1"))
+        before = world.tenure("r1")
+        world.probe.takes_s = 3.0
+        world.answer("r1", Ready(replace(FACTS, instance="two")))
+        world.service.prober.suspect(before)
+        asked = len(world.probe.asked)
+        await world.until(lambda: len(world.probe.asked) > asked)
+        assert (await world.service.drains.drain(R1, 60.0)).drained
+        await asyncio.sleep(60)
+        assert world.router.ready() == set()
+        world.service.drains.resume(R1)
+        await world.until(lambda: world.serves("r1"))
+        assert world.tenure("r1") is not before
+
+
+@in_fake_time
 async def test_two_who_drain_the_same_one_are_told_the_same(worlds: Worlds) -> None:
     async with worlds() as world:
         world.appear("r1")

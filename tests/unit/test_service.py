@@ -309,6 +309,24 @@ async def test_another_engine_behind_the_same_socket_is_another_worker(worlds: W
 
 
 @in_fake_time
+async def test_an_engine_that_takes_the_place_of_another_and_loads_first_is_another_worker(worlds: Worlds) -> None:
+    """While it loads it says already who it is: what it answers then proves nothing of the engine before."""
+    async with worlds() as world:
+        other = replace(FACTS, instance="two")
+        world.appear("r1", Ready(replace(FACTS, instance="one")))
+        await world.until(lambda: world.serves("r1"))
+        before = world.tenure("r1").url
+        world.answer("r1", REFUSED)
+        await asyncio.sleep(0.2)
+        world.answer("r1", Loading("/health answers 503", other))
+        await world.until(lambda: world.states() == {"r1": "dead"})
+        world.answer("r1", Ready(other))
+        await world.until(lambda: world.serves("r1"))
+        assert world.tenure("r1").url != before
+        assert world.tenure("r1").probe.facts == other
+
+
+@in_fake_time
 async def test_notes_beside_a_socket_are_told_and_a_bad_file_changes_nothing(worlds: Worlds) -> None:
     async with worlds() as world:
         (world.directory / "r1.yaml").write_text("named")

@@ -259,7 +259,9 @@ class Prober:
         self._metrics.probes.labels(service, answer.to, outcome).inc()
         if against(result) is not Against.SILENT or tenure.gone:
             self._asked_at.pop(tenure, None)
-        if tenure.gone:
+        if tenure.gone or tenure.drain.requested:
+            # One that is drained is asked again when it is resumed. Whoever answers here may be the engine that the
+            # drain means, if another one had taken its place by then: it is no next one, which would serve.
             return
         probe.asked = answer.to != "tunnel"
         if probe.asked:
@@ -331,9 +333,7 @@ class Prober:
             )
         if against(result) is Against.REFUSED or probe.ejected is not None or probe.facts is None:
             # Whoever answers next may be somebody else, unless this answer was the engine's own.
-            probe.identify_next = not (
-                isinstance(result, Dead) or (isinstance(result, Loading) and result.facts is not None)
-            )
+            probe.identify_next = not (isinstance(result, Dead) or _is_its_own(result, probe.facts))
         probe.due = now + self._next_gap_s(tenure, result, now)
 
     def _note_names(self, tenure: Tenure, facts: EngineFacts) -> None:
@@ -351,6 +351,15 @@ class Prober:
         age_s = now - (tenure.seen_at if probe.ejected is None else probe.ejected_at)
         crowd = self._crowds.of(against(result), now)
         return max(loading_delay_s(result, age_s, crowd), _LEAST_GAPS_S.get(type(result), 0.0))
+
+
+def _is_its_own(result: ProbeResult, known: EngineFacts | None) -> bool:
+    """Whether this was said by the engine that is known, or by one of which nothing is known yet.
+
+    An engine that has taken the place of another is not ready at first, and says already who it is.
+    """
+    said = result.facts if isinstance(result, Loading) else None
+    return said is not None and (known is None or known.is_same_engine(said))
 
 
 class Crowds:
