@@ -210,7 +210,7 @@ async def bridged(site: Site, replica: ReplicaId, owner: str | None = None) -> i
     """As a bridge asks, until it has a port."""
     ports, owner = site.fleet.ports, owner or f"chat/{replica}/1"
     for _ in range(400):
-        port = ports.port_of("chat", replica)
+        port = ports.port_of("chat", replica, owner)
         if port is FleetPort.OWN:
             return site.leases.acquire(owner)
         if isinstance(port, int):
@@ -286,6 +286,35 @@ async def test_an_engine_that_was_replaced_has_another_port_at_all_gateways(tmp_
 
 
 @in_fake_time
+async def test_a_gateway_that_took_another_port_has_the_next_engines_one_with_the_others(tmp_path: Path) -> None:
+    """What the table has is the last engine's port, also here: it would be one turn behind the others for ever."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        await a.fleet.replicas.put("chat", R1, ENTRY)
+        first = await bridged(a, R1)
+        assert b.fleet.ports.port_of("chat", R1, "chat/r1/1") == first
+        b.leases.acquire("chat/r1/1")  # That port was somebody else's there.
+        for turn in (2, 3):
+            later = [await bridged(site, R1, f"chat/r1/{turn}") for site in (b, a)]
+            assert later[0] == later[1]
+            assert later[0] != first
+
+
+@in_fake_time
+async def test_a_replica_that_is_put_again_at_once_has_another_port_at_all_gateways(tmp_path: Path) -> None:
+    """Its old port may be free at one gateway, and in use at another one."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        await a.fleet.replicas.put("chat", R1, ENTRY)
+        first = await bridged(a, R1)
+        assert await bridged(b, R1) == first
+        a.leases.release(first)
+        a.leases.note_quiet(first, 0.0)
+        later = [await bridged(site, R1, "chat/r1/2") for site in (a, b)]
+        assert later[0] == later[1] != first
+
+
+@in_fake_time
 async def test_while_the_store_is_away_what_is_known_counts_and_what_is_new_gets_a_port_of_its_own(
     tmp_path: Path,
 ) -> None:
@@ -306,9 +335,9 @@ async def test_while_the_store_is_away_what_is_known_counts_and_what_is_new_gets
         a.ports = {"chat/r2": 24012}
         await asyncio.sleep(6)
         assert a.fleet.ports.table.current == {"chat/r1": port, "chat/r2": 24012}
-        assert a.fleet.ports.port_of("chat", ReplicaId("never-put")) is FleetPort.WAIT
+        assert a.fleet.ports.port_of("chat", ReplicaId("never-put"), "it") is FleetPort.WAIT
         await asyncio.sleep(2.1)
-        assert a.fleet.ports.port_of("chat", ReplicaId("never-put")) is FleetPort.OWN
+        assert a.fleet.ports.port_of("chat", ReplicaId("never-put"), "it") is FleetPort.OWN
 
 
 @in_fake_time

@@ -251,7 +251,7 @@ class PlayedTable:
         for listener in self._listeners:
             listener()
 
-    def port_of(self, service: str, replica: ReplicaId) -> int | FleetPort:
+    def port_of(self, service: str, replica: ReplicaId, owner: str) -> int | FleetPort:
         return self.current.get(replica, self.otherwise)
 
     def ask_next(self, service: str, replica: ReplicaId, not_this: int) -> None:

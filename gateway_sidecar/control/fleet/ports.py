@@ -50,6 +50,8 @@ class FleetPorts:
         self._leases = leases
         self._common = frozenset(leases.free[: leases.size // 2])
         self._wants: dict[str, _Want] = {}
+        self._told: dict[str, tuple[int, str]] = {}
+        """SERVICE/REPLICA -> its port in the table, and the first stay here that was told so, whatever port it took."""
         self._due = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
         self.table = PortTable()
@@ -58,12 +60,19 @@ class FleetPorts:
 
     # -- what bridges ask
 
-    def port_of(self, service: str, replica: ReplicaId) -> int | FleetPort:
-        """The replica's port at every gateway; whether to wait for it, or to take another one, where there is none."""
+    def port_of(self, service: str, replica: ReplicaId, owner: str) -> int | FleetPort:
+        """The replica's port at every gateway; whether to wait for it, or to take another one, where there is none.
+
+        A port that a stay before this one was told is the last engine's, also where that stay took another one: else a
+        gateway that was out of step once would take at each turn what the others are giving up.
+        """
         key = f"{service}/{replica}"
         port, want = self.table.current.get(key), self._wants.get(key)
+        if port is not None and want is None and self._reflector.is_up and self._is_anothers(key, port, owner):
+            want = self._want(key, port)
         if port is not None and (want is None or want.not_this != port):
             self._wants.pop(key, None)
+            self._told[key] = (port, owner)
             return port
         if not self._reflector.is_up or (want is not None and awake.now() - want.since > _PATIENCE_S):
             self._wants.pop(key, None)
@@ -130,9 +139,15 @@ class FleetPorts:
         may_come_back = any(gone_s < it.grace_s for gone_s in it.gone_s.values())
         return [self.says(), *(other.ports for other in it.others), *([None] if may_come_back else [])]
 
-    def _want(self, key: str, not_this: int | None) -> None:
-        self._wants[key] = _Want(awake.now(), not_this)
+    def _is_anothers(self, key: str, port: int, owner: str) -> bool:
+        """Whether another stay of this replica was told this port."""
+        told = self._told.get(key)
+        return told is not None and told[0] == port and told[1] != owner
+
+    def _want(self, key: str, not_this: int | None) -> _Want:
+        want = self._wants[key] = _Want(awake.now(), not_this)
         self._due.set()
+        return want
 
     def _take_in(self, snapshot: Snapshot) -> None:
         entry = snapshot.entries.get(PORTS)
@@ -140,6 +155,8 @@ class FleetPorts:
         if (table or PortTable()) == self.table:
             return
         self.table = table or PortTable()
+        current = self.table.current
+        self._told = {key: told for key, told in self._told.items() if current.get(key) == told[0]}
         self._leases.set_apart(self._common, self.table.taken)
         self._membership.touch()
         for listener in self._listeners:

@@ -89,7 +89,9 @@ class FleetTable(Protocol):
 
     marks: bool
 
-    def port_of(self, service: str, replica: ReplicaId) -> int | FleetPort: ...
+    def port_of(self, service: str, replica: ReplicaId, owner: str) -> int | FleetPort:
+        """owner: the stay that it is for; the next one gets another port."""
+        ...
 
     def ask_next(self, service: str, replica: ReplicaId, not_this: int) -> None:
         """The replica's engine before this one has this port still."""
@@ -105,7 +107,7 @@ class NoTable:
 
     marks = False
 
-    def port_of(self, service: str, replica: ReplicaId) -> int | FleetPort:
+    def port_of(self, service: str, replica: ReplicaId, owner: str) -> int | FleetPort:
         """Always its own."""
         return FleetPort.OWN
 
@@ -283,7 +285,8 @@ class Bridging:
     def _port_for(self, tenure: Tenure) -> int | None:
         """The fleet's port for the replica, if it can be had; None while that is being asked for. Raises NoFreePort."""
         service, replica, leases = self._service, tenure.replica, self._leases
-        port = self._table.port_of(service, replica) if tenure.sighting.source == API else FleetPort.OWN
+        is_for_all = tenure.sighting.source == API
+        port = self._table.port_of(service, replica, tenure.owner) if is_for_all else FleetPort.OWN
         if port is FleetPort.WAIT:
             return None
         if isinstance(port, int):
