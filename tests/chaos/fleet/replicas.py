@@ -139,10 +139,10 @@ class Replicas:
             return await self._ground.order("delete", gateway, "DELETE", path, drain_s=f"{DRAIN_S:g}")
         return await self._ground.order("drain", gateway, "POST", f"{path}/drain", timeout_s=f"{DRAIN_S:g}")
 
-    def _safe(self, event: AtReplica, engine: str, answer: Any, began: float) -> Safe:
+    def _safe(self, event: AtReplica, engine: str, answer: Any, at: float) -> Safe:
         dead = {it["name"] for it in answer["gateways"] if "counts as dead" in (it["reason"] or "")}
         gateway = self._ground.gateway(event.gateway).name
-        return Safe(engine, began, NEVER, "safe", event.replica, gateway, frozenset(dead))
+        return Safe(engine, at, NEVER, "safe", event.replica, gateway, frozenset(dead))
 
     async def _drain_and_resume(self, event: DrainAndResume) -> None:
         behind = self._behind.get(event.replica)
@@ -155,9 +155,7 @@ class Replicas:
         ends = time.monotonic()
         if code == 200 and answer["drained"]:
             safe = self._safe(event, behind.engine.name, answer, safe_at)
-            self._ground.history.safe.append(
-                Safe(safe.engine, safe_at, ends, safe.why, safe.replica, safe.gateway, safe.dead)
-            )  # fmt: skip
+            self._ground.history.safe.append(replace(safe, until=ends))
         path = f"services/{SERVICE}/replicas/{event.replica}/resume"
         if not _is_known_to_all(code, answer):
             # The drain holds at the gateway that was asked, as the guide says: there it has to be taken back.
