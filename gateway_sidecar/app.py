@@ -232,6 +232,7 @@ def build_daemon(config_path: Path, settings: Settings, shared_key: str | None =
             worker_processes=str(min(usable_cpus(), _MOST_WORKERS) if workers == "auto" else workers),
             held_mb=settings.bridges.max_bodies_mb,
             access_log=settings.access_log,
+            marks=settings.store is not None,
             run_dir=settings.run_dir,
             state_dir=settings.state_dir,
             used_elsewhere=used_elsewhere_in(settings.state_dir) if settings.store is not None else None,

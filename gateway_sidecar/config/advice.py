@@ -12,7 +12,7 @@ from gateway_sidecar.config.frontend_values import ALL_PATHS
 from gateway_sidecar.config.models import Settings
 from gateway_sidecar.config.values import Endpoint, PortRange
 from gateway_sidecar.domain.routing import RouterPaths
-from gateway_sidecar.kinds import ROUTERS
+from gateway_sidecar.kinds import ROUTERS, STORES
 
 _HTTP_PORT = 80
 _GUARDS = ("auth", "limits", "allow", "deny", "mcp_servers", "paths")
@@ -57,6 +57,7 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
         where, known = f"services[{index}].frontend", ROUTERS[service.router.type].paths_of(service)
         warnings += _frontend_advice(where, service.frontend, known)
         warnings += _listen_advice(f"services[{index}]", service.listen, service.frontend, ephemeral)
+    warnings += _mesh_advice(settings)
     kinds = {service.name: ROUTERS[service.router.type].paths_of(service) for service in settings.services}
     frontends = {f"services[{index}].frontend": it.frontend for index, it in enumerate(settings.services)}
     frontends |= {f"addresses[{index}].frontend": it.frontend for index, it in enumerate(settings.addresses)}
@@ -71,6 +72,28 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
         behind = {it.name: it.frontend for it in settings.services if it.name in address.services}
         warnings += _unheeded(where, address.frontend, behind)
     return warnings
+
+
+def _mesh_advice(settings: Settings) -> list[str]:
+    """Whether other gateways would find this one's routers."""
+    store = settings.store
+    in_mesh = [index for index, it in enumerate(settings.services) if getattr(it.router, "mesh", False)]
+    if store is None or not in_mesh:
+        return []
+    kind, of_kind = store.of_kind
+    hosts = [store.address] if store.address else [host for host, _ in STORES[kind].places(of_kind)][:1]
+    if not any(_is_loopback(host) for host in hosts):
+        return []
+    cure = "set store.address to one that they reach"
+    why = f"other gateways cannot reach this one's routers at {hosts[0]}, which is each machine's own"
+    return [f"services[{in_mesh[0]}].router.mesh: {why}; {cure}"]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _unheeded(where: str, frontend: FrontendSettings, behind: Mapping[str, FrontendSettings]) -> list[str]:

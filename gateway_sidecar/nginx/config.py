@@ -398,6 +398,7 @@ class NginxConfig:
     times_streams: whether nginx has its module sub, and so can say when a stream's first event passed.
     access_log: where lines of the access log go, as nginx says it: a file, or `syslog:...`; None for nowhere.
     reads_tokens: whether lines say how many tokens an answer took, as far as it says so itself.
+    marks: whether a URL may say which replica it is for, so that it leads to that one or nowhere (`link_marks.py`).
     """
 
     host: str
@@ -425,6 +426,7 @@ class NginxConfig:
     times_streams: bool = True
     access_log: str | None = None
     reads_tokens: bool = False
+    marks: bool = False
 
     def rendered(self) -> Rendered:
         """The whole configuration file. It begins with what it serves, for the next daemon: `services_in` reads it.

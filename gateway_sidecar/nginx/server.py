@@ -176,6 +176,7 @@ class NginxSettings:
     state_dir: for the log, and for bodies that do not fit into memory; if it cannot be written, run_dir takes them.
     held_mb: how much of bodies may be kept at once.
     used_elsewhere: the file of what keys have used at other gateways; None for a gateway that works alone.
+    marks: whether URLs may say which replica they are for, as those of a fleet do.
     """
 
     host: str
@@ -190,6 +191,7 @@ class NginxSettings:
     state_dir: Path
     access_log: AccessLogSettings
     used_elsewhere: Path | None = None
+    marks: bool = False
 
 
 class Nginx:
@@ -631,6 +633,7 @@ class Nginx:
         return NginxConfig(
             host=self._settings.host,
             grpc_host=self._settings.grpc_host,
+            marks=self._settings.marks,
             first_port=self._settings.first_port,
             last_port=self._settings.last_port,
             bridge_key=self.bridge_key,

@@ -101,7 +101,7 @@ def daemon_of(world: World, told: Json) -> Daemon:
         services={"chat": world.service}, nginx_supervisor=nginx, ready=True, frontends=SimpleNamespace(problems={}),
         certificates=SimpleNamespace(problems={}),
         quotas=SimpleNamespace(near={("chat", "alice", "tokens_per_day"): 0.85}),
-        signals=SimpleNamespace(of={}), shared=shared,
+        signals=SimpleNamespace(of={}), shared=shared, in_fleet=SimpleNamespace(mesh_of=lambda _service: "with gw-2"),
         addresses=[AddressSettings.model_validate(ADDRESS)],
         file=SimpleNamespace(
             path=Path("/g.yaml"), began_at=0.0, loaded_at=0.0,

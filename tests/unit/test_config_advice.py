@@ -98,3 +98,22 @@ def test_what_services_refuse_and_their_shared_address_does_not_is_named() -> No
     ]
     assert "frontend: limits of chat's" in told("auth: {keys_file: /j}")[0]
     assert told("auth: {keys_file: /j}, limits: [{per: key, rps: 5}]") == []
+
+
+def test_a_mesh_at_an_address_that_only_this_machine_reaches_is_named() -> None:
+    """The routers would never find each other, and nothing else would say so."""
+    text = """\
+store: {{{address}etcd: {{endpoints: [{etcd}]}}}}
+services: [{{name: chat, listen: 127.0.0.1:30000, replicas: {{}}, router: {{mesh: true}}}}]
+"""
+    for etcd, address, expected in (
+        ("http://127.0.0.1:2379", "", ["services[0].router.mesh"]),
+        ("http://localhost:2379", "", ["services[0].router.mesh"]),
+        ("http://127.0.0.1:2379", "address: 10.0.0.1, ", []),
+        ("http://10.0.0.9:2379", "", []),
+        ("http://etcd-1:2379", "", []),
+        ("http://10.0.0.9:2379", "address: 127.0.0.1, ", ["services[0].router.mesh"]),
+    ):
+        assert advice(text.format(etcd=etcd, address=address)) == expected
+    alone = text.format(etcd="http://127.0.0.1:2379", address="").replace("mesh: true", "mesh: false")
+    assert advice(alone) == []

@@ -249,3 +249,30 @@ def test_two_shared_addresses_may_share_a_public_one_by_their_names() -> None:
     assert "api1.example.com is addresses[0].frontend.server_names[0] (line 6) at 0.0.0.0:8443 too" in str(
         refused.value
     )
+
+
+def test_a_mesh_needs_a_store_and_replicas_that_all_gateways_have() -> None:
+    """A URL must mean the same replica at all of them."""
+    store, of = "store: {etcd: {endpoints: ['http://10.0.0.9:2379']}}\n", "  - {name: a, listen: '127.0.0.1:30000', "
+    in_mesh = "router: {mesh: true}, replicas: "
+    assert problems(store, f"{of}{in_mesh}{{}}}}\n") == []
+    assert problems("", f"{of}router: {{mesh: false}}, replicas: {{}}}}\n") == []
+    assert problems("", f"{of}{in_mesh}{{}}}}\n") == [
+        "c:2: services[0].router.mesh: is between gateways that share a store, and this one has none; give store, or"
+        " leave mesh out"
+    ]
+    sockets = "{sockets: '/run/a/{replica}.sock'}"
+    assert problems(store, f"{of}{in_mesh}{sockets}}}\n") == [
+        "c:3: services[0].router.mesh: is for replicas that all gateways have, and sockets in `replicas` names this"
+        " machine's own; put them over the API (`replicas: {}`), or leave mesh out"
+    ]
+
+
+def test_a_gateways_address_is_one_machines() -> None:
+    """Others connect to it."""
+    text = "store: {{address: {address}, etcd: {{endpoints: ['http://10.0.0.9:2379']}}}}\n"
+    for address in ("10.0.0.1", "'2001:db8::1'"):
+        assert problems(text.format(address=address), A) == []
+    for address in ("0.0.0.0", "'::'", "gw-1", "10.0.0.1:1", "224.0.0.1", "1"):
+        [line] = problems(text.format(address=address), A)
+        assert line.endswith(" is not an address of one machine; use one such as 10.0.0.1")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from gateway_sidecar.domain.model import Overrides, Ready, ReplicaId, WorkerType
+from gateway_sidecar.routers.base import MeshMember
 from gateway_sidecar.supervision import awake
 from tests.unit.fake_time import in_fake_time
 from tests.unit.world import FACTS, World, Worlds
@@ -208,3 +210,28 @@ async def test_an_engine_that_took_anothers_place_does_not_wait_for_its_requests
         await world.until(lambda: world.serves("r1") and port_of(world, "r1") != port)
         assert (await world.service.drains.drain(R1, 5.0)).drained
         assert world.connections[port] == 1
+
+
+@in_fake_time
+async def test_in_a_mesh_a_request_that_came_while_its_bridge_was_closed_is_waited_for(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A router may have learnt of the worker from another gateway after its own was gone: what it sent then counts."""
+    async with worlds() as world:
+        world.appear("r1")
+        await world.until(lambda: world.serves("r1"))
+        port, unlink = port_of(world, "r1"), world.links.unlink
+
+        def slip_in(at: int) -> None:
+            unlink(at)
+            world.connections[at] = 1
+
+        monkeypatch.setattr(world.links, "unlink", slip_in)
+        process: Any = world.service.router
+        process.mesh = MeshMember("gw-1.chat.1", "10.0.0.1", 23003, "", "/ca", "/certificate", "/key", 1.9e9)
+        draining = asyncio.create_task(world.service.drains.drain(R1, 600.0))
+        await asyncio.sleep(60)
+        assert world.connections[port] == 1
+        assert not draining.done()
+        world.connections[port] = 0
+        assert (await draining).drained

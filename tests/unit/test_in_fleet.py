@@ -13,6 +13,7 @@ from gateway_sidecar.control.process.services import Services
 from gateway_sidecar.control.replicas.tenure import Presence
 from gateway_sidecar.domain.fleet import DrainSeen, Gateway
 from gateway_sidecar.domain.model import ReplicaId, ReplicaState
+from gateway_sidecar.routers.base import MeshMember
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.unit.fake_time import in_fake_time
@@ -24,6 +25,13 @@ class PlayedServices:
 
     def __init__(self) -> None:
         self.rests: set[str] = set()
+        self.name = "chat"
+        setup = SimpleNamespace(wants_mesh=False)
+        self.router = SimpleNamespace(setup=setup, mesh=None)
+
+    @property
+    def routers(self) -> list[Any]:
+        return [self.router]
 
     def by_name(self) -> Mapping[str, Any]:
         return {"chat": self}
@@ -144,3 +152,24 @@ async def test_a_gateway_that_works_alone_tells_nobody_anything(tmp_path: Path) 
     assert alone.loops == ()
     await alone.while_stopping(asyncio.sleep(1))
     await alone.close(leaves=True)
+
+
+@in_fake_time
+async def test_the_others_see_where_its_router_is_in_the_mesh(tmp_path: Path) -> None:
+    """As long as that is so, and nothing of a mesh otherwise."""
+    async with fleets(tmp_path) as them:
+        a, b = await beside(them)
+        assert "mesh" not in b.seen_by(a)[0].said
+        service: Any = b.services
+        assert b.it.mesh_of(service) is None
+        b.services.router.mesh = MeshMember("b.chat.1", "10.0.0.2", 23003, "", "/ca", "/certificate", "/key", 1.9e9)
+        b.services.router.up = False
+        b.services.router.setup.wants_mesh = True
+        await asyncio.sleep(6)
+        assert [(it.gateway, it.name, it.address) for it in a.fleet.mesh.others("chat")] == [
+            ("b", "b.chat.1", "10.0.0.2:23003")
+        ]
+        assert b.it.mesh_of(service) == "joined, and no other gateway is"
+        b.services.router.mesh = None
+        await asyncio.sleep(6)
+        assert a.fleet.mesh.others("chat") == []

@@ -82,6 +82,14 @@ def test_one_static_range_and_links_by_port() -> None:
     assert config(services=[]) != text
 
 
+def test_in_a_fleet_a_url_may_say_which_replica_it_is_for() -> None:
+    """It leads to that replica's link or nowhere. A gateway that works alone knows nothing of it."""
+    assert "gateway_bridge_mark" not in config()
+    text = config(marks=True)
+    assert "proxy_pass http://unix:/run/g/bridges/$server_port$gateway_bridge_mark.sock:$gateway_bridge_uri;" in text
+    assert "proxy_pass unix:/run/g/bridges/$server_port.sock;" in text, "a stream has no URL"
+
+
 def test_addresses_of_the_sixth_version_are_bracketed() -> None:
     """`::1:24001` would be another address."""
     assert "listen [::1]:24001 " in config(host="::1", last_port=24001)

@@ -193,7 +193,7 @@ def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
         "listen": "127.0.0.1:30000",
         "frontend_listen": [EVIL],
         "not_in_force": EVIL,
-        "router": {"type": "smg", "state": "up", "pid": 1, "url": EVIL, "restarts": 0, "reason": EVIL},
+        "router": {"type": "smg", "state": "up", "pid": 1, "url": EVIL, "restarts": 0, "reason": EVIL, "mesh": EVIL},
         "missing": None,
         "unanswered": {EVIL: EVIL},
         "waiting": 0,
@@ -219,7 +219,7 @@ def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
     text = render_status(cast("Status", status))
     assert "0 restarts" in text
     assert all(line.isprintable() for line in text.split("\n"))
-    assert len(text.split("\n")) == 2 + 3 + 2 + 2 + 14 + 56
+    assert len(text.split("\n")) == 2 + 3 + 2 + 2 + 15 + 56
     assert "and 1 more: status --json" in text
     table = render_replicas({"chat": rows})
     assert all(line.isprintable() for line in table.split("\n"))
@@ -244,7 +244,7 @@ def test_one_is_no_many() -> None:
     """One request waits, and two wait; a number that is shown as 1 is one."""
     said = [counted(number, "day") for number in (0, 1, 2, 0.7, 1.6)]
     assert said == ["0 days", "1 day", "2 days", "1 day", "2 days"]
-    router = {"type": "smg", "state": "up", "pid": 1, "url": "-", "restarts": 1, "reason": None}
+    router = {"type": "smg", "state": "up", "pid": 1, "url": "-", "restarts": 1, "reason": None, "mesh": None}
     for waiting, line in ((1, "none serves; 1 request waits"), (2, "none serves; 2 requests wait")):
         service: dict[str, Any] = {
             "name": "chat", "listen": "-", "frontend_listen": [], "not_in_force": None, "router": router,

@@ -29,7 +29,7 @@ from gateway_sidecar.domain.model import (
 )
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
 from gateway_sidecar.errors import StateError
-from gateway_sidecar.routers.base import RouterPorts
+from gateway_sidecar.routers.base import MeshMember, RouterPorts
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision.process import Identity
 
@@ -95,8 +95,10 @@ def test_a_lease_of_a_daemon_that_knew_no_addresses_is_read() -> None:
 
 def test_a_router_comes_back_as_it_was() -> None:
     """The key and the identity are what adoption stands on."""
-    saved = SavedRouter("chat.next", Identity(7, 8, "boot"), RouterPorts(23001, 23002), "key", "smg")
-    assert records.router_from_json(records.router_to_json(saved)) == saved
+    place = MeshMember("gw-1.chat.0123", "10.0.0.1", 23003, "10.0.0.2:23003", "/ca", "/certificate", "/key", 1.9e9)
+    for ports in (RouterPorts(23001, 23002), RouterPorts(23001, 23002, place)):
+        saved = SavedRouter("chat.next", Identity(7, 8, "boot"), ports, "key", "smg")
+        assert records.router_from_json(from_disk(json.loads(records.as_json(records.router_to_json(saved))))) == saved
 
 
 def test_written_whole_and_private(tmp_path: Path) -> None:

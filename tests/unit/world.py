@@ -51,7 +51,7 @@ from gateway_sidecar.domain.tunnels import PathState, PathStatus
 from gateway_sidecar.errors import ConfigError, RouterRefused, RouterUnavailable
 from gateway_sidecar.files.identity import socket_identity
 from gateway_sidecar.nginx.connections import Place
-from gateway_sidecar.routers.base import RouterPorts
+from gateway_sidecar.routers.base import MeshMember, RouterPorts
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -373,6 +373,8 @@ class PlayedProcess:
         self.client: PlayedClient | None = None
         self.clients: list[PlayedClient] = []
         self.ports: RouterPorts | None = None
+        self.mesh: MeshMember | None = None
+        self.joins = False
         self.process: None = None
         self.is_adopted = False
         self.accepts = True
@@ -392,6 +394,9 @@ class PlayedProcess:
         self.client = self.another_client()
         self.epoch, self.is_adopted, self.accepts = 1, True, running.accepts
         self._set(RouterState.UP)
+
+    def join_mesh(self) -> None:
+        self.joins = True
 
     async def run(self) -> None:
         while True:

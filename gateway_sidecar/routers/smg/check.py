@@ -9,7 +9,7 @@ from pathlib import Path
 from gateway_sidecar.domain.findings import Finding, Level
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import ProcessError
-from gateway_sidecar.routers.base import RouterPorts
+from gateway_sidecar.routers.base import MeshMember, RouterPorts
 from gateway_sidecar.routers.program import Measured, parse, python_of, run_to_its_end
 from gateway_sidecar.routers.smg.settings import SmgSettings
 from gateway_sidecar.routers.smg.setup import find_smg, launch_command
@@ -74,7 +74,8 @@ async def check_arguments(service: str, settings: SmgSettings) -> list[Finding]:
         program = find_smg(settings.command)
     except ProcessError:
         return []  # It has been told of.
-    command = launch_command(program, RouterPorts(1, 1), settings, key="x")
+    place = MeshMember("x", "127.0.0.1", 1, "127.0.0.1:2", "/x", "/x", "/x", 0.0) if settings.mesh else None
+    command = launch_command(program, RouterPorts(1, 1, place), settings, key="x")
     try:
         options = command.argv[command.argv.index("launch") + 1 :]
         objection = (await parse(program, "smg", options, settings.env)).objection
