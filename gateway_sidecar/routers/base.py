@@ -46,6 +46,7 @@ class MeshMember:
 
     name: no other router ever has it. peer: one that it joins by, `host:port`; empty for the first.
     ca, certificate, key: files in PEM. ends: when the certificate does, in seconds since 1970.
+    trusts: the authorities of `ca`, by when they were made.
     """
 
     name: str
@@ -56,6 +57,7 @@ class MeshMember:
     certificate: str
     key: str
     ends: float
+    trusts: tuple[float, ...] = ()
 
     @property
     def address(self) -> str:

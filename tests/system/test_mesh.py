@@ -18,7 +18,7 @@ from gateway_sidecar.routers.smg.mesh import OWNER, owner_of
 from tests.namespaces import why_not
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, service_of
-from tests.system.machines import LATE_S, Fleet, ask, on_machines, prompts, who_answers
+from tests.system.machines import LATE_S, Fleet, ask, on_machines, prompts, until_mesh, who_answers
 
 WHY_NOT = why_not()
 _GOSSIP_S = 1.0
@@ -129,3 +129,41 @@ async def test_a_gateway_goes_on_when_its_peers_or_the_store_are_gone(fleet: Fle
         assert await ask(two) == 200
         await asyncio.sleep(0.25)
     await until_nobody_elses(two, "r1", "r2")
+
+
+async def test_a_mesh_that_fell_apart_is_whole_again_and_a_daemon_that_is_started_again_keeps_its_place(
+    fleet: Fleet, engine: StartEngine
+) -> None:
+    """SMG gives up a router that it cannot reach for a minute, for good: a router is replaced by one that joins again.
+    An adopted router stays in the mesh as it is.
+    """
+    one, two = fleet.gateways
+    await engine(one.socket("r1"))
+    await fleet.put("r1", one.socket("r1"))
+    await fleet.until_serving("r1")
+    await fleet.until_in_mesh()
+
+    before = [service_of(await gateway.status())["router"]["pid"] for gateway in fleet.gateways]
+    await one.terminate()
+    await one.start()
+    await fleet.until_in_mesh()
+    assert [service_of(await gateway.status())["router"]["pid"] for gateway in fleet.gateways] == before
+
+    cut = ((one, "192.0.2.12/32"), (two, "192.0.2.11/32"))
+    for gateway, there in cut:
+        assert gateway.namespace is not None
+        gateway.namespace.ip("route", "add", "blackhole", there)
+    await until_mesh(one, "not connected to gw-2")
+    end = time.monotonic() + _FORGOTTEN_S
+    while time.monotonic() < end:
+        for gateway in fleet.gateways:
+            assert await ask(gateway) == 200
+        await asyncio.sleep(0.25)
+    for gateway, there in cut:
+        assert gateway.namespace is not None
+        gateway.namespace.ip("route", "del", "blackhole", there)
+    await fleet.until_in_mesh()
+    after = [service_of(await gateway.status())["router"]["pid"] for gateway in fleet.gateways]
+    assert (after[0], after[1] == before[1]) == (before[0], False), "the one whose name comes later has joined again"
+    for gateway in fleet.gateways:
+        await until_nobody_elses(gateway, "r1")

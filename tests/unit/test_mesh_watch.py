@@ -6,15 +6,17 @@ import asyncio
 import stat
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from gateway_sidecar.control.fleet.authorities import KEY
 from gateway_sidecar.control.process import mesh_watch
 from gateway_sidecar.control.process.mesh_watch import MeshWatch
-from gateway_sidecar.domain.fleet_authority import CERTIFICATE_S
+from gateway_sidecar.domain.fleet_authority import AUTHORITY_S, CERTIFICATE_S, Authority, text_of
 from gateway_sidecar.domain.mesh import MeshNode
 from gateway_sidecar.errors import MetricsError, RouterUnavailable, StoreAway
 from gateway_sidecar.routers.base import MeshMember, RouterPorts
@@ -59,6 +61,10 @@ class PlayedMesh:
         self.nodes: list[MeshNode] = []
         self.seen: dict[str, frozenset[str]] = {}
         self.troubles: dict[str, str] = {}
+        self.signer = 0.0
+
+    def trusts_the_fleet(self, it: MeshMember) -> bool:
+        return self.signer in (0.0, *it.trusts)
 
     def others(self, _service: str) -> list[MeshNode]:
         return self.nodes
@@ -154,6 +160,19 @@ async def test_a_router_is_replaced_before_its_certificate_ends(monkeypatch: pyt
 
 
 @in_fake_time
+async def test_a_router_that_does_not_know_who_signs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that lost the fleet's authority has another one when somebody joins: all follow."""
+    async with stage(monkeypatch) as it:
+        await asyncio.sleep(120)
+        it.mesh.signer = NOW
+        it.service.next = replace(place("gw-2.chat.2"), trusts=(NOW,))
+        await asyncio.sleep(120)
+        assert it.service.replaced == 2
+        await asyncio.sleep(3600)
+        assert it.service.replaced == 2
+
+
+@in_fake_time
 async def test_of_two_that_do_not_see_each_other_the_later_one_joins_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mesh that fell apart is whole again, and both do not move at once."""
     async with stage(monkeypatch) as it:
@@ -229,3 +248,19 @@ async def test_a_router_without_a_place_is_started_all_the_same(tmp_path: Path) 
         a.store.failing = None
         assert await a.fleet.mesh.join("chat", "chat", lambda _host: 23005) is not None
         assert not a.fleet.mesh.troubles
+
+
+@in_fake_time
+async def test_a_place_is_good_as_long_as_its_router_believes_who_signs(tmp_path: Path) -> None:
+    """The next authority is known to every router before it signs; one that came out of nothing is not."""
+    async with fleets(tmp_path) as them:
+        a = await them.start("a")
+        joined = await a.fleet.mesh.join("chat", "chat", lambda _host: 23005)
+        assert joined is not None
+        assert a.fleet.mesh.trusts_the_fleet(joined)
+        them.held.write(KEY, text_of([Authority("another", "key", NOW - 1, NOW + AUTHORITY_S)]))
+        await asyncio.sleep(6)
+        assert not a.fleet.mesh.trusts_the_fleet(joined)
+        them.held.write(KEY, None)
+        await asyncio.sleep(6)
+        assert a.fleet.mesh.trusts_the_fleet(joined), "nobody else is believed yet"

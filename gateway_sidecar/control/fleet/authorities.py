@@ -33,6 +33,13 @@ class FleetAuthorities:
         self._reflector = reflector
         self._now = now
 
+    @property
+    def known(self) -> Sequence[Authority]:
+        """Those in force that the last good snapshot has."""
+        known = self._reflector.known
+        entry = known.entries.get(KEY) if known is not None else None
+        return in_force(authorities_in(entry.value if entry is not None else None), self._now())
+
     async def current(self) -> Sequence[Authority]:
         """All that are in force, a new one among them if one is due and the store can be written.
 
@@ -41,9 +48,7 @@ class FleetAuthorities:
         try:
             return await self._brought_up_to_date()
         except StoreError:
-            known = self._reflector.known
-            entry = known.entries.get(KEY) if known is not None else None
-            if there := in_force(authorities_in(entry.value if entry is not None else None), self._now()):
+            if there := self.known:
                 return there
             raise
 

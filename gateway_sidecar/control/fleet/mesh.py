@@ -110,6 +110,11 @@ class FleetMesh:
             self._sees[place.name] = seen
             self._membership.touch()
 
+    def trusts_the_fleet(self, place: MeshMember) -> bool:
+        """Whether the router there believes what the fleet's authority signs now."""
+        now_signs = signer(self.authorities.known, self._now())
+        return now_signs is None or now_signs.made in place.trusts
+
     def others(self, service: str) -> list[MeshNode]:
         """The routers of other gateways in the mesh of a service, by name."""
         found = [node for it in self._membership.others for node in nodes_of(it.name, it.said, service)]
@@ -130,7 +135,8 @@ class FleetMesh:
         ca, certificate, key = (directory / f"{it}.pem" for it in ("authorities", "certificate", "key"))
         for file, text in ((ca, bundle_of(authorities)), (certificate, signed.certificate), (key, signed.key)):
             replace_file(file, text)
-        return MeshMember(name, host, port, "", str(ca), str(certificate), str(key), ends)
+        trusts = tuple(it.made for it in authorities)
+        return MeshMember(name, host, port, "", str(ca), str(certificate), str(key), ends, trusts)
 
     async def _until_told(self, name: str) -> None:
         self._membership.touch()

@@ -2,8 +2,9 @@
 
 A router that gets requests never joins a mesh by itself: it would learn of the others' workers before it has its own.
 It is replaced by one that joins, which gets no request before it has every worker. So a router joins when it has come
-up, when its certificate has to be renewed, and when it does not see those of other gateways: SMG looks for a router
-that it has lost for a while only, and for one that it has not found once, so a mesh may fall apart for good.
+up, when its certificate has to be renewed, when those of the others are signed by somebody that it does not know, and
+when it does not see them: SMG gives up a router that it has lost for a minute, or has not found at once, so a mesh may
+fall apart for good.
 """
 
 from __future__ import annotations
@@ -99,6 +100,8 @@ class MeshWatch:
     def _why_now(self, place: MeshMember | None) -> str:
         if place is None:
             return "it is in no mesh yet"
+        if not self._mesh.trusts_the_fleet(place):
+            return "the fleet has another authority"  # As after a store that lost it: nobody else would be believed.
         return "its certificate is to be renewed" if is_due(place.ends, self._now()) else ""
 
     async def _why_apart(self, service: Service, place: MeshMember | None, it: _Standing) -> str:
