@@ -19,6 +19,7 @@ class Held:
         self.entries: dict[str, Entry] = {}
         self.leases: dict[str, set[str]] = {}
         self.kept_at: dict[str, float] = {}
+        self.removed: dict[str, int] = {}
         self.changed = asyncio.Event()
         self.numbers = itertools.count(1)
 
@@ -26,6 +27,7 @@ class Held:
         self.revision += 1
         if value is None:
             self.entries.pop(key, None)
+            self.removed[key] = self.revision
         else:
             self.entries[key] = Entry(value, self.revision)
         changed, self.changed = self.changed, asyncio.Event()
@@ -52,6 +54,13 @@ class FakeStore:
         found = {key: it for key, it in self.held.entries.items() if key.startswith(prefixes)}
         return Snapshot(self.held.cluster, self.held.revision, found)
 
+    async def read_changes(self, known: Snapshot, since: int, *prefixes: str) -> Snapshot | None:
+        seen = await self.read(*prefixes)
+        changed = {key: it for key, it in seen.entries.items() if it.revision > since}
+        entries = {**known.entries, **changed}
+        is_whole = len(entries) == len(seen.entries) and known.cluster == seen.cluster
+        return Snapshot(seen.cluster, seen.revision, entries) if is_whole else None
+
     async def swap(self, key: str, value: str | None, *, seen: int | None, lease: str | None = None) -> int:
         await self._answer()
         entry = self.held.entries.get(key)
@@ -68,14 +77,15 @@ class FakeStore:
             raise StoreInDoubt("no answer")
         return revision
 
-    async def watch(self, prefix: str, since: int) -> AsyncIterator[None]:
+    async def watch(self, prefix: str, since: int) -> AsyncIterator[Mapping[str, int]]:
         await self._answer()
         while True:
             changed = self.held.changed
             newest = max((it.revision for key, it in self.held.entries.items() if key.startswith(prefix)), default=0)
             if newest > since or self.held.revision > since:
+                gone = {key: at for key, at in self.held.removed.items() if key.startswith(prefix) and at > since}
                 since = self.held.revision
-                yield
+                yield gone
             await changed.wait()
 
     async def grant(self, ttl_s: int) -> str:

@@ -19,6 +19,14 @@ class Store(Protocol):
         """Everything below these prefixes at one revision: nothing older than what had been written when it began."""
         ...
 
+    async def read_changes(self, known: Snapshot, since: int, *prefixes: str) -> Snapshot | None:
+        """What `read` would answer now, made of what has changed after revision `since`; None if that cannot be told.
+
+        known: all that was below these prefixes at that revision, but for changes after it, of which it may know some.
+        A store that cannot tell answers None, always: then all is read.
+        """
+        ...
+
     async def swap(self, key: str, value: str | None, *, seen: int | None, lease: str | None = None) -> int:
         """Writes the key, or removes it for None, if its revision is still `seen`; for None, if there is no such key.
 
@@ -27,9 +35,10 @@ class Store(Protocol):
         """
         ...
 
-    def watch(self, prefix: str, since: int) -> AsyncIterator[None]:
+    def watch(self, prefix: str, since: int) -> AsyncIterator[Mapping[str, int]]:
         """Yields whenever something below the prefix may have changed after revision `since`: a hint only.
 
+        It has keys that were removed, each with the revision of its removal, as far as the store says so.
         May miss things and may end. Raises StoreError.
         """
         ...

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
@@ -61,6 +63,50 @@ async def test_a_prefix_is_no_more_than_itself(stores: tuple[Store, Store]) -> N
     assert set((await one.read("a/1", "b/")).entries) == {"a/1", "b/1"}
 
 
+async def test_what_has_changed_makes_of_a_read_what_a_read_of_all_would_be(stores: tuple[Store, Store]) -> None:
+    """Or it is not told: then something was removed that `known` still has."""
+    one, other = stores
+    for key in ("a/1", "a/2", "b/1"):
+        await one.swap(key, "1", seen=None)
+    known = await one.read("a/", "b/")
+    await other.swap("a/1", "2", seen=known.entries["a/1"].revision)
+    await other.swap("b/2", "2", seen=None)
+    await other.swap("c/1", "it is below no such prefix", seen=None)
+    assert await one.read_changes(known, known.revision, "a/", "b/") == await one.read("a/", "b/")
+    await other.swap("a/2", None, seen=known.entries["a/2"].revision)
+    assert await one.read_changes(known, known.revision, "a/", "b/") is None
+    await other.swap("a/3", "3", seen=None)
+    assert await one.read_changes(known, known.revision, "a/", "b/") is None
+    less = replace(known, entries={key: it for key, it in known.entries.items() if key != "a/2"})
+    assert await one.read_changes(less, known.revision, "a/", "b/") == await one.read("a/", "b/")
+    await other.swap("a/2", "again", seen=None)
+    assert await one.read_changes(known, known.revision, "a/", "b/") == await one.read("a/", "b/")
+
+
+async def test_whatever_was_written_what_has_changed_is_never_told_wrongly(stores: tuple[Store, Store]) -> None:
+    """A random history, of which a reader misses as much as it may: hints, and its own writes between two reads."""
+    one, other = stores
+    draw = random.Random(7)
+    known = await one.read("a/")
+    told = 0
+    for _ in range(40):
+        since, removed = known.revision, set[str]()
+        for _ in range(draw.randint(0, 4)):
+            key = f"a/{draw.randint(1, 5)}"
+            entry = (await other.read(key)).entries.get(key)
+            value = None if entry is not None and draw.random() < 0.5 else str(draw.random())
+            revision = await other.swap(key, value, seen=entry.revision if entry else None)
+            if value is None and draw.random() < 0.7:
+                removed.add(key)
+            if draw.random() < 0.3:  # It was this reader's own.
+                known = known.with_entry(key, value, revision)
+        base = replace(known, entries={key: it for key, it in known.entries.items() if key not in removed})
+        found, known = await one.read_changes(base, since, "a/"), await one.read("a/")
+        told += found is not None
+        assert found in (None, known)
+    assert told > 10
+
+
 async def test_a_write_that_saw_something_else_changes_nothing(stores: tuple[Store, Store]) -> None:
     """Of two who saw the same, one wins, and the other learns of it."""
     one, other = stores
@@ -94,7 +140,7 @@ async def test_a_watch_tells_of_each_kind_of_change(stores: tuple[Store, Store])
     for value in ("y", None):
         told = asyncio.ensure_future(anext(hints))
         revision = await other.swap("a/1", value, seen=revision)
-        await asyncio.wait_for(told, 60)
+        assert await asyncio.wait_for(told, 60) == ({} if value else {"a/1": revision})
     await hints.aclose()  # type: ignore[attr-defined]
 
 

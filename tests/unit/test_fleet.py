@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -24,7 +25,7 @@ from gateway_sidecar.control.fleet.membership import Membership
 from gateway_sidecar.control.fleet.memory import RememberedStore, record_in
 from gateway_sidecar.control.fleet.mesh import FleetMesh
 from gateway_sidecar.control.fleet.ports import FleetPorts
-from gateway_sidecar.control.fleet.reflector import StoreReflector
+from gateway_sidecar.control.fleet.reflector import TOPICS, StoreReflector
 from gateway_sidecar.control.fleet.replicas import SharedReplicas, read_remembered
 from gateway_sidecar.control.fleet.seen import Seen
 from gateway_sidecar.control.fleet.usage import FleetUsage
@@ -32,6 +33,7 @@ from gateway_sidecar.control.state.records import write_record
 from gateway_sidecar.domain.fleet import AskedDrain, DrainSeen
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import ReplicaId
+from gateway_sidecar.domain.store_memory import Snapshot
 from gateway_sidecar.errors import StateError, StateInDoubt, StoreAway, StoreDenied, StoreError, StoreFull
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -122,7 +124,7 @@ class Fleets:
         self._tasks: dict[Site, Tasks] = {}
 
     async def start(self, name: str, before: dict[str, list[ReplicaId]] | None = None, **site: Any) -> Site:
-        made = Site(self.directory / name, self.held, site.get("called", name))
+        made = Site(self.directory / name, self.held, site.get("called", name), site.get("client", FakeStore))
         made.store.failing = site.get("failing")
         made.says = site.get("says", {})
         await made.fleet.replicas.load(before or {})
@@ -407,3 +409,56 @@ async def test_what_each_gateway_sees_can_be_read_at_any_of_them(tmp_path: Path)
         a.store.failing = StoreAway("gone")
         with pytest.raises(StoreError):
             await a.fleet.seen.read()
+
+
+class Counting(FakeStore):
+    """Counts the reads of all that is followed."""
+
+    def __init__(self, held: Held) -> None:
+        super().__init__(held)
+        self.whole = self.changes = 0
+
+    async def read(self, *prefixes: str) -> Snapshot:
+        self.whole += TOPICS[0] in prefixes
+        return await super().read(*prefixes)
+
+    async def read_changes(self, known: Snapshot, since: int, *prefixes: str) -> Snapshot | None:
+        whole, found = self.whole, await super().read_changes(known, since, *prefixes)
+        self.whole, self.changes = whole, self.changes + 1
+        return found
+
+
+@in_fake_time
+async def test_a_hint_is_followed_by_a_read_of_what_has_changed_and_seconds_later_by_one_of_all(tmp_path: Path) -> None:
+    """Also of what was removed, of which the watch says so."""
+    async with fleets(tmp_path) as them:
+        a = await them.start("a", client=Counting)
+        b = await them.start("b")
+        store = cast("Counting", a.store)
+        await asyncio.sleep(7)
+        before = store.whole, store.changes
+        for number in range(20):
+            await b.fleet.replicas.put("chat", ReplicaId(f"r{number}"), ENTRY)
+            await asyncio.sleep(0.05)
+        await b.fleet.replicas.take_out("chat", ReplicaId("r0"))
+        await asyncio.sleep(0.5)
+        assert a.entries().keys() == b.entries().keys() == {ReplicaId(f"r{number}") for number in range(1, 20)}
+        whole, changes = store.whole - before[0], store.changes - before[1]
+        assert whole <= 1 < 20 <= changes
+        await asyncio.sleep(60)
+        assert store.whole - before[0] >= 10
+
+
+@in_fake_time
+async def test_what_others_wrote_before_a_write_of_ours_is_not_missed(tmp_path: Path) -> None:
+    """The revision of our own write is none of a read: what was written before it may not be known."""
+    async with fleets(tmp_path) as them:
+        a = await them.start("a")
+        await a.fleet.replicas.put("chat", R1, ENTRY)
+        await asyncio.sleep(1)
+        them.held.write("replicas/chat/r1", json.dumps(OTHER))
+        revision = await a.store.swap("keys/@team", "plan team concurrent=8", seen=None)
+        a.fleet.reflector.note_write("keys/@team", "plan team concurrent=8", revision)
+        assert a.entries() == {R1: ENTRY}, "it has not been read yet"
+        await a.fleet.reflector.look()
+        assert a.entries() == {R1: OTHER}

@@ -117,7 +117,9 @@ class OfFleet(World):
     async def begin(self) -> None:
         await self.site.fleet.replicas.load({})
         self.tasks = Tasks("-", self.metrics)
-        services = cast("Services", cast("Any", SimpleNamespace(by_name=lambda: {"chat": self.service})))
+        services = cast(
+            "Services", cast("Any", SimpleNamespace(by_name=lambda: {"chat": self.service}, frontends=dict))
+        )
         standing = {"ready": True, "leaving": False}
         it = InFleet(self.site.fleet, services, lambda: standing, self._flush, self.tasks, {})
         for loop in [*it.loops, self.site.fleet.replicas.run]:

@@ -55,6 +55,9 @@ class PlayedServices:
             for key, (name, state, gone) in enumerate(stays)
         }
 
+    def frontends(self) -> Mapping[str, Any]:
+        return {}
+
     def may_have_in_flight(self, name: str) -> bool:
         return name in self.rests
 

@@ -1,4 +1,5 @@
-"""Follows the store: a full read every few seconds is the truth, and a watch only hurries it.
+"""Follows the store: a full read every few seconds is the truth, and a watch only hurries it. What it hurries is a read
+of what has changed, if the store can tell all of that, and else a full one.
 
 What cannot be read, or be believed, changes nothing: the last good snapshot stays, in memory and on disk.
 """
@@ -101,6 +102,9 @@ class StoreReflector:
         self._look_now = asyncio.Event()
         self._listeners: list[Callable[[Snapshot], object]] = []
         self._failures = 0
+        self._read_whole_at = 0.0
+        self._removed: dict[str, int] = {}
+        """Keys that a watch said are gone -> since which revision; a hint, which the store's own count proves."""
         self.status = StoreStatus("unread", awake.monotonic())
         self.looked = asyncio.Event()
         """Set once a read has been tried."""
@@ -148,7 +152,8 @@ class StoreReflector:
                 await awake.rest(self._read_every_s / 4)
                 continue
             try:
-                async for _ in self._store.watch(topic, known.revision):
+                async for removed in self._store.watch(topic, known.revision):
+                    self._removed |= removed
                     self._look_now.set()
             except StoreError:
                 await awake.rest(1.0)
@@ -163,14 +168,14 @@ class StoreReflector:
     # -- reading
 
     async def look(self) -> None:
-        """One full read. Never raises StoreError: `status` says what came of it."""
+        """One read. Never raises StoreError: `status` says what came of it."""
         memory = self._remembered.memory
         try:
-            seen = await self._store.read(*TOPICS, LINEAGE)
+            seen = await self._read_changes(memory.known) or await self._read_whole()
             verdict = judge(memory, seen)
             if verdict.is_new:
                 await self._begin()
-                seen = await self._store.read(*TOPICS, LINEAGE)
+                seen = await self._read_whole()
                 verdict = judge(memory, seen)
             if verdict.refusal:
                 if verdict.memory != memory:
@@ -181,6 +186,22 @@ class StoreReflector:
             return
         self._note_success()
         self._take_in(seen)
+
+    async def _read_whole(self) -> Snapshot:
+        began = awake.now()
+        seen = await self._store.read(*TOPICS, LINEAGE)
+        self._read_whole_at = began
+        return seen
+
+    async def _read_changes(self, known: Snapshot | None) -> Snapshot | None:
+        """The same by what has changed since the last read that was believed; None if it is time to read the whole."""
+        since, removed, self._removed = self.read_revision, self._removed, {}
+        is_due = awake.now() - self._read_whole_at >= self._read_every_s
+        if known is None or not since or is_due or not self.is_up:
+            return None
+        gone = {key for key, revision in removed.items() if revision > since}
+        before = replace(known, entries={key: it for key, it in known.entries.items() if key not in gone})
+        return await self._store.read_changes(before, since, *TOPICS, LINEAGE)
 
     async def read_one(self, key: str) -> Entry | None:
         """One key as it is now. Raises StoreError if the store cannot be read, or not be believed."""

@@ -7,8 +7,6 @@ key itself says whether it was done.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -27,13 +25,22 @@ from gateway_sidecar.errors import (
     StoreFull,
     StoreInDoubt,
 )
+from gateway_sidecar.stores.etcd.answers import (
+    Failed,
+    decoded,
+    encoded,
+    mapping,
+    number,
+    parsed,
+    raise_failure,
+    read_whole,
+    reason,
+)
 from gateway_sidecar.stores.etcd.login import Login
 from gateway_sidecar.stores.etcd.settings import EtcdSettings
 from gateway_sidecar.stores.etcd.tls import TlsFiles
 from gateway_sidecar.supervision.awake import within
 
-_MOST_BYTES = 64 * 1024 * 1024
-"""Of one answer: as much as a record of the daemon's own may have."""
 _MOST_LINE = 4 * 1024 * 1024
 """Of one answer of a watch, which has the changes of one write: etcd takes 1.5 MiB."""
 _WATCH_S = 10.0
@@ -42,14 +49,6 @@ _WATCH_S = 10.0
 # gRPC's codes, as etcd's JSON gateway names them.
 _INVALID, _NOT_FOUND, _DENIED, _EXHAUSTED, _PRECONDITION, _UNAVAILABLE, _UNAUTHENTICATED = 3, 5, 7, 8, 9, 14, 16
 _STALE_LOGIN = ("invalid auth token", "auth revision in request is old", "revision of auth store is old")
-
-
-class _Failed(Exception):
-    """etcd's own no, with gRPC's code."""
-
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 class EtcdStore:
@@ -71,18 +70,36 @@ class EtcdStore:
         answer = await self._call("/v3/kv/txn", {"success": ranges})
         entries: dict[str, Entry] = {}
         for part in answer.get("responses", []):
-            entries |= self._entries(_mapping(part).get("response_range"))
-        header = _mapping(answer.get("header"))
-        return Snapshot(str(header.get("cluster_id")), _number(header.get("revision")), entries)
+            entries |= self._entries(mapping(part).get("response_range"))
+        header = mapping(answer.get("header"))
+        return Snapshot(str(header.get("cluster_id")), number(header.get("revision")), entries)
+
+    async def read_changes(self, known: Snapshot, since: int, *prefixes: str) -> Snapshot | None:
+        """As `read`, of which only what has changed comes over the network. Raises StoreError.
+
+        etcd says how many keys there are in all. `known` with the changes has each of them, and may have more that were
+        removed: with as many it has just these.
+        """
+        newer = {"min_mod_revision": str(since + 1)}
+        ranges = [{"requestRange": {**self._range(prefix), **newer}} for prefix in prefixes]
+        answer = await self._call("/v3/kv/txn", {"success": ranges})
+        parts = [mapping(mapping(it).get("response_range")) for it in answer.get("responses", [])]
+        header = mapping(answer.get("header"))
+        cluster, revision = str(header.get("cluster_id")), number(header.get("revision"))
+        entries = dict(known.entries)
+        for part in parts:
+            entries |= self._entries(part)
+        is_whole = len(entries) == sum(number(part.get("count")) for part in parts)
+        return Snapshot(cluster, revision, entries) if is_whole and cluster == known.cluster else None
 
     async def swap(self, key: str, value: str | None, *, seen: int | None, lease: str | None = None) -> int:
         """Writes or removes the key if its revision is still `seen`. Raises StoreConflict, StoreInDoubt, StoreError."""
-        name = _encoded(self._settings.prefix + key)
+        name = encoded(self._settings.prefix + key)
         act: dict[str, Any]
         if value is None:
             act = {"requestDeleteRange": {"key": name}}
         else:
-            act = {"requestPut": {"key": name, "value": _encoded(value), **({"lease": lease} if lease else {})}}
+            act = {"requestPut": {"key": name, "value": encoded(value), **({"lease": lease} if lease else {})}}
         compare = {"key": name, "target": "MOD", "result": "EQUAL", "mod_revision": str(seen or 0)}
         body = {"compare": [compare], "success": [act], "failure": [{"requestRange": {"key": name}}]}
         doubts: list[str] = []
@@ -90,35 +107,35 @@ class EtcdStore:
             answer = await self._call("/v3/kv/txn", body, doubts)
         except StoreAway as error:
             raise (StoreInDoubt(str(error)) if doubts else error) from error
-        revision = _number(_mapping(answer.get("header")).get("revision"))
+        revision = number(mapping(answer.get("header")).get("revision"))
         if answer.get("succeeded"):
             return revision
-        found = self._entries(_mapping(next(iter(answer.get("responses", [])), {})).get("response_range")).get(key)
+        found = self._entries(mapping(next(iter(answer.get("responses", [])), {})).get("response_range")).get(key)
         if doubts and (found.value if found else None) == value:
             return found.revision if found else revision  # The member that did not answer had done it.
         raise StoreConflict(f"'{key}' was written by somebody else")
 
-    async def watch(self, prefix: str, since: int) -> AsyncIterator[None]:
+    async def watch(self, prefix: str, since: int) -> AsyncIterator[Mapping[str, int]]:
         """Yields whenever something below the prefix has changed. Ends when etcd has no more to say."""
         while True:
             create = {**self._range(prefix), "start_revision": str(since + 1)}
             try:
                 async with self._request(self._members[0], "/v3/watch", {"create_request": create}, _WATCH_S) as answer:
                     if answer.status != 200:
-                        _raise_failure(await _read_whole(answer))
+                        raise_failure(await read_whole(answer))
                     while line := await answer.content.readline():
-                        result = _mapping(_mapping(_parsed(line)).get("result"))
-                        since = max(since, _number(_mapping(result.get("header")).get("revision", since)))
+                        result = mapping(mapping(parsed(line)).get("result"))
+                        since = max(since, number(mapping(result.get("header")).get("revision", since)))
                         if result.get("canceled"):  # What it asks for was compacted: a look shows what is there now.
-                            yield
+                            yield {}
                             return
-                        if result.get("events"):
-                            yield
+                        if events := result.get("events"):
+                            yield self._removed(events)
             except TimeoutError:
                 continue
             except (aiohttp.ClientError, OSError, ValueError) as error:
-                raise StoreAway(f"the watch at {self._members[0]} has ended: {_reason(error)}") from error
-            except _Failed as error:
+                raise StoreAway(f"the watch at {self._members[0]} has ended: {reason(error)}") from error
+            except Failed as error:
                 raise self._translated(error) from error
             return
 
@@ -129,18 +146,18 @@ class EtcdStore:
     async def keep(self, lease: str) -> None:
         """Keeps a lease. Raises LeaseLost, StoreError."""
         answer = await self._call("/v3/lease/keepalive", {"ID": lease})
-        if _number(_mapping(answer.get("result")).get("TTL", 0)) <= 0:
+        if number(mapping(answer.get("result")).get("TTL", 0)) <= 0:
             raise LeaseLost("the lease has ended")
 
     async def kept_s(self, prefix: str) -> Mapping[str, float]:
         """How long ago the lease of each key was kept; etcd counts whole seconds. Raises StoreError."""
         answer = await self._call("/v3/kv/range", {**self._range(prefix), "keys_only": True})
-        leases = {self._key_of(it): str(it["lease"]) for it in answer.get("kvs", []) if _number(it.get("lease"))}
+        leases = {self._key_of(it): str(it["lease"]) for it in answer.get("kvs", []) if number(it.get("lease"))}
         found: dict[str, float] = {}
         for key, lease in leases.items():
             left = await self._call("/v3/lease/timetolive", {"ID": lease})
-            if (left_s := _number(left.get("TTL", 0))) >= 0:  # -1: it has just ended.
-                found[key] = float(_number(left.get("grantedTTL")) - left_s)
+            if (left_s := number(left.get("TTL", 0))) >= 0:  # -1: it has just ended.
+                found[key] = float(number(left.get("grantedTTL")) - left_s)
         return found
 
     async def revoke(self, lease: str) -> None:
@@ -170,27 +187,25 @@ class EtcdStore:
             member = turns.pop(0)
             try:
                 answer = await self._ask(member, path, body)
-            except _Failed as error:
+            except Failed as error:
                 if error.code != _UNAVAILABLE:
                     raise self._translated(error) from error
                 reasons.append(f"{member}: {error}")
                 if doubts is not None:
                     doubts.append(member)
             except (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError) as error:
-                denied = StoreDenied(
-                    f"{member}: TLS: {_reason(error)}; look at store.etcd.tls, and at etcd's own files"
-                )
+                denied = StoreDenied(f"{member}: TLS: {reason(error)}; look at store.etcd.tls, and at etcd's own files")
                 reasons.append(str(denied))
                 await self.close()  # The next connection reads our files again.
             except (ValueError, aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, TimeoutError) as error:
-                reasons.append(f"{member}: {_reason(error) or f'no answer in {self._settings.timeout_s:g} s'}")
+                reasons.append(f"{member}: {reason(error) or f'no answer in {self._settings.timeout_s:g} s'}")
                 if doubts is not None:
                     doubts.append(member)
                 if isinstance(error, aiohttp.ServerDisconnectedError) and member not in again:
                     again.add(member)  # It closed a connection that was kept: a new one tells more.
                     turns.insert(0, member)
             except (aiohttp.ClientError, OSError) as error:
-                reasons.append(f"{member}: {_reason(error)}")
+                reasons.append(f"{member}: {reason(error)}")
                 if doubts is not None and not isinstance(error, aiohttp.ClientConnectorError):
                     doubts.append(member)
             else:
@@ -200,10 +215,10 @@ class EtcdStore:
         raise denied or StoreAway("; ".join(reasons))
 
     async def _ask(self, member: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """One member's answer; if a login has run out, that after the next one. Raises _Failed and aiohttp's errors."""
+        """One member's answer; if a login has run out, that after the next one. Raises Failed and aiohttp's errors."""
         try:
             return await self._ask_once(member, path, body)
-        except _Failed as error:
+        except Failed as error:
             stale = error.code == _UNAUTHENTICATED or any(text in str(error) for text in _STALE_LOGIN)
             if not (stale and self._login.forget()):
                 raise
@@ -218,10 +233,10 @@ class EtcdStore:
 
     async def _answer(self, member: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         async with within(self._settings.timeout_s), self._request(member, path, body, None) as answer:
-            content = await _read_whole(answer)
+            content = await read_whole(answer)
             if answer.status != 200:
-                _raise_failure(content)
-            return _mapping(_parsed(content))
+                raise_failure(content)
+            return mapping(parsed(content))
 
     def _request(self, member: str, path: str, body: Mapping[str, Any], silence_s: float | None) -> _Request:
         return _Request(self, member + path, orjson.dumps(body), silence_s)
@@ -250,18 +265,23 @@ class EtcdStore:
     def _range(self, prefix: str) -> dict[str, str]:
         """All keys that begin with it."""
         first = (self._settings.prefix + prefix).encode()
-        return {"key": _encoded(first), "range_end": _encoded(first[:-1] + bytes([first[-1] + 1]))}
+        return {"key": encoded(first), "range_end": encoded(first[:-1] + bytes([first[-1] + 1]))}
 
     def _entries(self, part: object) -> dict[str, Entry]:
         found: dict[str, Entry] = {}
-        for it in _mapping(part).get("kvs", []):
-            found[self._key_of(it)] = Entry(_decoded(it.get("value", "")), _number(it.get("mod_revision")))
+        for it in mapping(part).get("kvs", []):
+            found[self._key_of(it)] = Entry(decoded(it.get("value", "")), number(it.get("mod_revision")))
         return found
 
-    def _key_of(self, it: Mapping[str, Any]) -> str:
-        return _decoded(it.get("key", "")).removeprefix(self._settings.prefix)
+    def _removed(self, events: object) -> dict[str, int]:
+        gone = [mapping(it) for it in events if mapping(it).get("type") == "DELETE"] if isinstance(events, list) else []
+        keys = [mapping(it.get("kv")) for it in gone]
+        return {self._key_of(it): number(it.get("mod_revision")) for it in keys}
 
-    def _translated(self, error: _Failed) -> StoreError:
+    def _key_of(self, it: Mapping[str, Any]) -> str:
+        return decoded(it.get("key", "")).removeprefix(self._settings.prefix)
+
+    def _translated(self, error: Failed) -> StoreError:
         text = printable(str(error), 300)
         user = self._settings.user
         if error.code == _NOT_FOUND and "lease" in text:
@@ -301,60 +321,3 @@ class _Request:
     async def __aexit__(self, *_: object) -> None:
         if self._answer is not None:
             self._answer.release()
-
-
-async def _read_whole(answer: aiohttp.ClientResponse) -> bytes:
-    """The body. Raises ValueError for one that is too long."""
-    parts, size = [], 0
-    async for part in answer.content.iter_chunked(1 << 16):
-        parts.append(part)
-        size += len(part)
-        if size > _MOST_BYTES:
-            raise ValueError(f"its answer has more than {_MOST_BYTES >> 20} MiB")
-    return b"".join(parts)
-
-
-def _raise_failure(content: bytes) -> None:
-    said = _mapping(_parsed(content))
-    said = _mapping(said.get("error")) or said  # A watch wraps it.
-    code = said.get("code", said.get("grpc_code"))
-    raise _Failed(code if isinstance(code, int) else 0, str(said.get("message") or said.get("error") or said))
-
-
-def _parsed(content: bytes) -> object:
-    try:
-        return orjson.loads(content)
-    except ValueError as error:
-        raise ValueError(f"its answer is not JSON ({printable(content[:60].decode('utf-8', 'replace'))})") from error
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _number(value: object) -> int:
-    """etcd's JSON has 64-bit numbers as texts, and leaves out those that are 0."""
-    if value is None:
-        return 0
-    try:
-        return int(str(value))
-    except ValueError as error:
-        raise ValueError("its answer has no number where one belongs") from error
-
-
-def _encoded(value: str | bytes) -> str:
-    return base64.b64encode(value.encode() if isinstance(value, str) else value).decode()
-
-
-def _decoded(value: object) -> str:
-    try:
-        return base64.b64decode(str(value)).decode("utf-8", "replace")
-    except binascii.Error as error:
-        raise ValueError("its answer has a key or a value that is not in base64") from error
-
-
-def _reason(error: BaseException) -> str:
-    """aiohttp's own words, or those of what it wraps."""
-    inner = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
-    text = getattr(inner, "strerror", None) or str(inner)
-    return printable(str(text), 200)
