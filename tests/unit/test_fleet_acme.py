@@ -163,6 +163,23 @@ async def test_a_renewal_waits_for_a_store_that_is_away_and_says_so(
 
 
 @in_fake_time
+async def test_what_others_bring_forgets_nothing_that_the_server_said(tmp_path: Path) -> None:
+    """It would have the certificate renewed early, and is asked again only after hours."""
+    async with fleets(tmp_path) as them:
+        a = await Gateway.start(them, "a")
+        await a.certificates.look()
+        await asyncio.sleep(1)
+        a.suggested_at = T0 + 40000
+        await a.certificates.look()
+        asked = len(a.asked)
+        them.held.write("tls/acme/account-0123456789ab.json", "{}")
+        await asyncio.sleep(6)
+        await a.certificates.look()
+        assert a.value("acme_renewal_timestamp_seconds", service="chat") == T0 + 40000
+        assert len(a.asked) == asked
+
+
+@in_fake_time
 async def test_what_was_issued_while_the_store_went_away_is_not_ordered_again(tmp_path: Path) -> None:
     """It is in force everywhere once it can be shared."""
     async with fleets(tmp_path) as them:

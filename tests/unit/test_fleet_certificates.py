@@ -65,6 +65,7 @@ async def test_while_the_store_is_away_the_last_good_one_stays_and_none_is_put(t
             await put(a, pair())
         assert there(them, "a") == one
         await a.fleet.remembered.flush()
+        assert (tmp_path / "a" / "fleet.json").stat().st_mode & 0o777 == 0o600
         await them.stop(a)
         (tmp_path / "a" / "certificates" / "api.pem").unlink()
         a = await them.start("a", failing=StoreAway("no answer in 2 s"))

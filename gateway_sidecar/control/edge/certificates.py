@@ -209,10 +209,10 @@ class Certificates:
         if before is None:
             self._known[wanted] = _Known(held, awake.monotonic())
         elif before.is_old:
-            is_same = held.validity == before.held.validity
-            self._known[wanted] = replace(before, held=held, read_at=awake.monotonic(), is_old=False)
-            if not is_same:  # What this gateway has ordered meanwhile is not wanted any more.
-                self._known[wanted].unwritten, self._known[wanted].ask_at = None, 0.0
+            known = self._known[wanted] = _Known(held, awake.monotonic())
+            if held.validity == before.held.validity:
+                known.held = replace(held, suggested_at=before.held.suggested_at)
+                known.ask_at, known.unwritten, known.waits = before.ask_at, before.unwritten, before.waits
         else:
             before.held = replace(held, tries=before.held.tries, suggested_at=before.held.suggested_at)
             before.read_at = awake.monotonic()
