@@ -38,7 +38,9 @@ T = TypeVar("T")
 
 ROUTER_HOST = "127.0.0.1"
 PORTS_PER_ROUTER = 4
-"""One for the API, one for metrics."""
+"""One for the API, one for metrics; twice, since two run side by side while one is replaced."""
+PORTS_IN_MESH = 2
+"""One for the routers of other gateways; twice."""
 
 _ABSENT = object()
 
@@ -343,11 +345,13 @@ def _ports(said: _Reading, listens: list[_Said[Endpoint]]) -> Iterator[Problem]:
             if bridge.value.overlaps(router.value):
                 here, there = _blame(bridge, router)
                 yield _at_line(here, f"{here.value} overlaps {there}; use ranges with no port in common")
-    needed = PORTS_PER_ROUTER * len(said.services)
+    in_mesh = sum(_at(service, ("router", "mesh")) is True for service in said.services)
+    needed = PORTS_PER_ROUTER * len(said.services) + PORTS_IN_MESH * in_mesh
+    each = f"{PORTS_PER_ROUTER} for each" + (f", and {PORTS_IN_MESH} more for each with router.mesh" if in_mesh else "")
     for router in routers:
         if len(router.value) < needed:
             few = f"{router.value} is too small for {len(said.services)} services"
-            yield _at_line(router, f"{few}; use at least {needed} ports, {PORTS_PER_ROUTER} for each")
+            yield _at_line(router, f"{few}; use at least {needed} ports, {each}")
 
 
 def _listens_in_range(listens: list[_Said[Endpoint]], ports: _Said[PortRange], host: str) -> Iterator[Problem]:

@@ -167,3 +167,30 @@ async def test_a_mesh_that_fell_apart_is_whole_again_and_a_daemon_that_is_starte
     assert (after[0], after[1] == before[1]) == (before[0], False), "the one whose name comes later has joined again"
     for gateway in fleet.gateways:
         await until_nobody_elses(gateway, "r1")
+
+
+async def test_a_mesh_is_switched_off_and_on_by_a_reload(fleet: Fleet, engine: StartEngine) -> None:
+    """As any other setting of the router: it is replaced, and no request fails."""
+    one, two = fleet.gateways
+    await engine(one.socket("r1"))
+    await fleet.put("r1", one.socket("r1"))
+    await fleet.until_serving("r1")
+    await fleet.until_in_mesh()
+    done = asyncio.Event()
+
+    async def keep_asking() -> list[int]:
+        answers = []
+        while not done.is_set():
+            answers.append(await ask(two))
+        return answers
+
+    asking = asyncio.create_task(keep_asking())
+    service = two.settings["services"][0]
+    for mesh, words in ((False, None), (True, "with gw-1")):
+        two.configure(services=[{**service, "router": {"type": "smg", "mesh": mesh}}])
+        code, _, error = await two.cli("reload")
+        assert code == 0, error
+        await two.until(lambda status, w=words: service_of(status)["router"]["mesh"] == w, within_s=LATE_S)  # type: ignore[misc]
+    done.set()
+    assert set(await asking) == {200}
+    await fleet.until_in_mesh()

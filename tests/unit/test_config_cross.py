@@ -261,6 +261,8 @@ def test_a_mesh_needs_a_store_and_replicas_that_all_gateways_have() -> None:
         "c:2: services[0].router.mesh: is between gateways that share a store, and this one has none; give store, or"
         " leave mesh out"
     ]
+    [few] = problems(f"router_ports: 23001-23005\n{store}", f"{of}{in_mesh}{{}}}}\n")
+    assert few.endswith("; use at least 6 ports, 4 for each, and 2 more for each with router.mesh")
     sockets = "{sockets: '/run/a/{replica}.sock'}"
     assert problems(store, f"{of}{in_mesh}{sockets}}}\n") == [
         "c:3: services[0].router.mesh: is for replicas that all gateways have, and sockets in `replicas` names this"

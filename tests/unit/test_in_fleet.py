@@ -30,8 +30,8 @@ class PlayedServices:
         self.router = SimpleNamespace(setup=setup, mesh=None)
 
     @property
-    def routers(self) -> list[Any]:
-        return [self.router]
+    def slots(self) -> Any:
+        return SimpleNamespace(watched=[SimpleNamespace(router=self.router)])
 
     def by_name(self) -> Mapping[str, Any]:
         return {"chat": self}

@@ -132,9 +132,9 @@ class InFleet:
         }
 
     def _in_mesh(self) -> Mapping[str, Sequence[MeshMember]]:
-        """Service -> the places of its routers."""
+        """Service -> the places of its routers. One that only finishes what it has is no loss to anybody."""
         return {
-            name: [it.mesh for it in service.routers if it.mesh is not None]
+            name: [place for unit in service.slots.watched if (place := unit.router.mesh) is not None]
             for name, service in self._services.by_name().items()
         }
 
