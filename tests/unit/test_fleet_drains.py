@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,6 +94,14 @@ def test_a_gateway_whose_key_nobody_can_read_is_there_and_has_said_nothing() -> 
 # -- what one gateway makes of it
 
 
+@asynccontextmanager
+async def of_api(worlds: Worlds) -> AsyncIterator[World]:
+    """A gateway whose replicas were put over the API, and so are those of all gateways."""
+    async with worlds() as world:
+        world.source.owner = "api"
+        yield world
+
+
 def says(world: World, id_: str = "d1") -> DrainSeen:
     return world.service.drains.says(R1, id_)
 
@@ -100,8 +109,7 @@ def says(world: World, id_: str = "d1") -> DrainSeen:
 @in_fake_time
 async def test_a_drain_of_the_fleet_holds_here_until_it_is_taken_back(worlds: Worlds) -> None:
     """What is in flight is waited for, and said."""
-    async with worlds() as world:
-        world.source.owner = "api"
+    async with of_api(worlds) as world:
         port = await world.in_use("r1", 2)
         world.asks.ask("r1", "d1")
         assert says(world) == DrainSeen("d1", False, True), "it is not heeded yet"
@@ -119,8 +127,7 @@ async def test_a_drain_of_the_fleet_holds_here_until_it_is_taken_back(worlds: Wo
 @in_fake_time
 async def test_a_gateway_that_joins_knows_of_the_drain_before_it_serves_the_replica(worlds: Worlds) -> None:
     """Nothing is ever registered: the drain is what comes first."""
-    async with worlds() as world:
-        world.source.owner = "api"
+    async with of_api(worlds) as world:
         world.asks.ask("r1", "d1")
         world.appear("r1")
         await asyncio.sleep(60)
@@ -133,8 +140,7 @@ async def test_a_gateway_without_the_replica_is_safe_and_one_that_still_answers_
     worlds: Worlds,
 ) -> None:
     """A replica that was deleted has left the router at once; what it has in flight goes on."""
-    async with worlds() as world:
-        world.source.owner = "api"
+    async with of_api(worlds) as world:
         assert says(world) == DrainSeen("d1", True, False, 0)
         port = await world.in_use("r1")
         world.vanish("r1")
@@ -149,8 +155,7 @@ async def test_what_is_in_flight_to_a_replica_that_was_deleted_is_waited_for_as_
     worlds: Worlds,
 ) -> None:
     """`drain.timeout_s` ends its stay here, but for what another gateway may be told of it."""
-    async with worlds() as world:
-        world.source.owner = "api"
+    async with of_api(worlds) as world:
         port = await world.in_use("r1")
         world.vanish("r1")
         world.asks.ask("r1", "d1")
@@ -164,8 +169,7 @@ async def test_what_is_in_flight_to_a_replica_that_was_deleted_is_waited_for_as_
 @in_fake_time
 async def test_the_engine_that_takes_its_place_serves_although_the_drain_stands(worlds: Worlds) -> None:
     """A drain means an engine, and not a name; also after a restart of the daemon."""
-    async with worlds() as world:
-        world.source.owner = "api"
+    async with of_api(worlds) as world:
         await world.in_use("r1", 0)
         world.asks.ask("r1", "d1")
         await world.until(lambda: says(world).is_safe)
@@ -183,8 +187,7 @@ async def test_the_engine_that_takes_its_place_serves_although_the_drain_stands(
 @in_fake_time
 async def test_another_engine_behind_the_same_socket_serves_although_the_drain_stands(worlds: Worlds) -> None:
     """The stay that was meant has ended, whatever ends it."""
-    async with worlds() as world:
-        world.source.owner = "api"
+    async with of_api(worlds) as world:
         await world.in_use("r1", 0)
         world.asks.ask("r1", "d1")
         await world.until(lambda: says(world).is_safe)
@@ -201,8 +204,7 @@ async def test_another_engine_behind_the_same_socket_serves_although_the_drain_s
 @in_fake_time
 async def test_a_drain_that_was_asked_for_after_the_engine_was_replaced_means_the_new_one(worlds: Worlds) -> None:
     """Both while the daemon was away: what it remembers is the engine before."""
-    async with worlds() as world:
-        world.source.owner = "api"
+    async with of_api(worlds) as world:
         await world.in_use("r1", 0)
         left = await world.die()
         world.appear("r1")
@@ -239,8 +241,7 @@ async def test_a_drain_of_a_replica_that_moves_means_the_engine_that_it_moves_to
 @in_fake_time
 async def test_a_drain_of_the_fleet_outlives_the_daemon_and_a_store_of_which_nothing_is_known(worlds: Worlds) -> None:
     """Unknown is not taken back."""
-    async with worlds() as world:
-        world.source.owner = "api"
+    async with of_api(worlds) as world:
         await world.in_use("r1", 0)
         world.asks.ask("r1", "d1")
         await world.until(lambda: says(world).is_safe)
@@ -267,8 +268,7 @@ async def test_a_replica_that_only_this_gateway_has_is_no_matter_of_the_fleet(wo
 @in_fake_time
 async def test_a_drain_that_only_this_gateway_was_asked_for_is_not_ended_by_the_store(worlds: Worlds) -> None:
     """It was asked while the store was away."""
-    async with worlds() as world:
-        world.source.owner = "api"
+    async with of_api(worlds) as world:
         await world.in_use("r1", 0)
         await world.service.drains.drain(R1, 60.0)
         assert not world.service.drains.is_asked_by_fleet(R1)
