@@ -61,7 +61,7 @@ def on_machines(make: Callable[..., Gateway], count: int, router: Mapping[str, A
             yield Fleet(etcd, gateways)
 
 
-async def until_mesh(gateway: Gateway, words: str) -> None:
+async def until_mesh(gateway: Gateway, words: str | None) -> None:
     await gateway.until(lambda status: service_of(status)["router"]["mesh"] == words, within_s=LATE_S)
 
 

@@ -190,7 +190,7 @@ async def test_a_mesh_is_switched_off_and_on_by_a_reload(fleet: Fleet, engine: S
         two.configure(services=[{**service, "router": {"type": "smg", "mesh": mesh}}])
         code, _, error = await two.cli("reload")
         assert code == 0, error
-        await two.until(lambda status, w=words: service_of(status)["router"]["mesh"] == w, within_s=LATE_S)  # type: ignore[misc]
+        await until_mesh(two, words)
     done.set()
     assert set(await asking) == {200}
     await fleet.until_in_mesh()
