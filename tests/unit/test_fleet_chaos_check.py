@@ -257,6 +257,8 @@ def test_a_replica_has_the_same_port_everywhere_unless_the_store_failed_its_gate
         (Fault("cut from store", 45.0, 49.0, "gw-1"), False),
         (Fault("store away", 20.0, 30.0), False),
         (Fault("nginx killed", 45.0, 49.0, "gw-2"), False),
+        (Fault("daemon away", 0.5, 5.0, "gw-2"), True),
+        (Fault("daemon away", 2.0, 5.0, "gw-2"), False),
     ):
         history.faults = [fault]
         assert laws(history) == ([] if excused else ["the same port everywhere"])

@@ -122,12 +122,18 @@ def _ports(history: FleetHistory) -> Iterator[Violation]:
 
 
 def _same_ports(history: FleetHistory) -> Iterator[Violation]:
-    """The same port everywhere, but where a gateway could not read which one that is when it took its own."""
+    """The same port everywhere, but where a gateway could not read which one that is when it took its own, or had no
+    daemon when the engine came: then it may take the engine for the one before.
+    """
     for rest in history.rests:
         last = {it.gateway: it for it in history.views if rest.began < it.at <= rest.ended}
         for one in rest.expected:
             ports = {name: port for name, view in last.items() if (port := _port_in(view, one.replica)) is not None}
-            odd = [name for name, port in ports.items() if not _took_its_own(history, name, one.replica, port)]
+            odd = [
+                name
+                for name, port in ports.items()
+                if not _took_its_own(history, name, one.replica, port) and not _was_away(history, name, one.engine)
+            ]
             if len({ports[name] for name in odd}) > 1:
                 yield Violation("the same port everywhere", rest.ended, f"{one}: {ports}")
 
@@ -145,6 +151,14 @@ def _took_its_own(history: FleetHistory, gateway: str, replica: str, port: int) 
         and it.began <= at and it.ended >= at - _OWN_PORT_S
         for it in history.faults
     )  # fmt: skip
+
+
+def _was_away(history: FleetHistory, gateway: str, engine: str) -> bool:
+    """Whether the gateway had no daemon when the engine began."""
+    at = next((it.at for it in history.begun if it.engine == engine), None)
+    return at is not None and any(
+        it.kind in _GATEWAY and it.gateway == gateway and it.began <= at <= it.ended for it in history.faults
+    )
 
 
 # -- keys
