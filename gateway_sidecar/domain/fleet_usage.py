@@ -2,7 +2,7 @@
 Pure.
 
 A gateway tells it by its instance, and not by its name: what was counted stays one count when it is given another name,
-and does not begin anew when it loses its memory.
+and does not begin anew when it loses its memory, or its disk what was counted.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gateway_sidecar.domain.store_memory import NOT_OURS, Snapshot
 
 MOST_BYTES = 512 * 1024
-"""Of one gateway's record, a third of what etcd takes: some 15,000 keys. Those that have used least are left out."""
-_AROUND = 8
-"""Bytes of one key's part beside its name and number."""
+"""Of one gateway's record, a third of what etcd takes: some 10,000 keys, each with a number for the day
+and one for the month. Those that have used least are left out.
+"""
+_MOST_TOKENS = 2**53
+"""Of one key at one gateway; more than it can ever use. Sums of it are numbers that everybody can read."""
+_AROUND = 2
+"""Bytes of one key's part beside its name and number: a colon and a comma."""
 
 Used = Mapping[str, Mapping[str, int]]
 """Service or shared address -> key -> tokens."""
@@ -40,6 +44,11 @@ class UsedAt:
         told, used = self.used.get(bound, ("", {}))
         return used if told == period else {}
 
+    def at_least(self, told: UsedAt | None) -> UsedAt:
+        """The same, where it told more of the same period: nothing is used less, and a disk may have lost it since."""
+        before = {bound: {} if told is None else told.in_period(bound, it[0]) for bound, it in self.used.items()}
+        return self._with({bound: _largest(used, before[bound]) for bound, (_, used) in self.used.items()})
+
     def cut(self) -> UsedAt:
         """As much of it as there is room for."""
         rows = sorted(
@@ -54,15 +63,15 @@ class UsedAt:
         )
         kept: dict[str, defaultdict[str, dict[str, int]]] = {bound: defaultdict(dict) for bound in self.used}
         size = 0
-        for number, (tokens, bound, service, key) in enumerate(rows):
+        for tokens, bound, service, key in rows:
             size += len(json.dumps(key)) + len(str(tokens)) + _AROUND
             if size > MOST_BYTES:
-                return UsedAt(self.gateway, self._with(kept), is_cut=number < len(rows))
+                return replace(self._with(kept), is_cut=True)
             kept[bound][service][key] = tokens
-        return UsedAt(self.gateway, self._with(kept))
+        return self._with(kept)
 
-    def _with(self, kept: Mapping[str, Used]) -> dict[str, tuple[str, Used]]:
-        return {bound: (period, kept[bound]) for bound, (period, _) in self.used.items()}
+    def _with(self, used: Mapping[str, Used]) -> UsedAt:
+        return replace(self, used={bound: (period, used[bound]) for bound, (period, _) in self.used.items()})
 
     def to_json(self) -> str:
         """As the key's value."""
@@ -79,7 +88,7 @@ class UsedAt:
                 str(bound): (
                     str(it["period"]),
                     {
-                        str(service): {str(key): max(0, int(tokens)) for key, tokens in keys.items()}
+                        str(service): {str(key): min(max(0, int(tokens)), _MOST_TOKENS) for key, tokens in keys.items()}
                         for service, keys in it["used"].items()
                     },
                 )
@@ -88,6 +97,15 @@ class UsedAt:
             return cls(str(said["gateway"]), used, said["cut"] is True)
         except NOT_OURS:
             return None
+
+
+def _largest(*all_used: Used) -> Used:
+    found: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for used in all_used:
+        for service, keys in used.items():
+            for key, tokens in keys.items():
+                found[service][key] = max(tokens, found[service].get(key, 0))
+    return found
 
 
 def used_in(snapshot: Snapshot, prefix: str) -> dict[str, UsedAt]:

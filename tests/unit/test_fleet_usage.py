@@ -117,9 +117,13 @@ async def test_a_disk_that_does_not_say_what_was_used_changes_nothing(tmp_path: 
         now_and_then(a, "alice", 5)
         b.counts = ["chat"]
         await asyncio.sleep(15)
-        a.usage.fault = StateError("full")
-        await asyncio.sleep(60)
-        assert told(b) == {"alice": 5}
+        for fault in StateError("full"), PermissionError("of another user"):
+            a.usage.fault = fault
+            await asyncio.sleep(60)
+            assert (told(a), told(b)) == ({}, {"alice": 5})
+        now_and_then(b, "bob", 2)
+        await asyncio.sleep(15)
+        assert told(a) == {"bob": 2}, "what others have used it knows all the same"
         a.usage.fault = None
         now_and_then(a, "alice", 5)
         await asyncio.sleep(15)
@@ -140,6 +144,58 @@ async def test_what_is_told_is_what_stands_there_and_nothing_is_written_where_no
         them.held.write(key, None)
         await asyncio.sleep(15)
         assert json.loads(them.held.entries[key].value) == json.loads(written.value)
+
+
+@in_fake_time
+async def test_what_a_gateways_disk_has_lost_counts_on_until_the_period_ends(tmp_path: Path) -> None:
+    """It was told: a damaged database, or one that somebody removed, gives no key its quota back."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        now_and_then(a, "alice", 5)
+        b.counts = ["chat"]
+        await asyncio.sleep(15)
+        a.usage.used.clear()
+        now_and_then(a, "bob", 1)
+        await asyncio.sleep(15)
+        assert told(b) == {"alice": 5, "bob": 1}
+        now_and_then(a, "alice", 7)
+        await asyncio.sleep(15)
+        assert told(b) == {"alice": 7, "bob": 1}
+
+
+def test_of_another_period_nothing_is_kept() -> None:
+    """Whatever was told of it."""
+    now = used_at("a", 1, "20270201", "202702")
+    assert now.at_least(used_at("a", 9)) == now.at_least(None) == now
+
+
+@in_fake_time
+async def test_numbers_that_no_gateway_counts_stop_nothing(tmp_path: Path) -> None:
+    """Their sums, with too many digits, would be no text and no share of a quota."""
+    async with fleets(tmp_path) as them:
+        a = await them.start("a")
+        now_and_then(a, "alice", 5)
+        day, month = (period for _, period, _ in periods(today()))
+        for number in "12":
+            huge = used_at("x", 1, day, month).to_json().replace(":1}", f":{'9' * 4300}}}")
+            them.held.write(f"usage/{number}", huge)
+        await asyncio.sleep(12)
+        assert told(a)["alice"] > 10**15
+        assert a.fleet.usage.elsewhere("chat", DAY, day)["alice"] / 5 > 10**15
+
+
+@in_fake_time
+async def test_what_others_have_used_counts_only_where_keys_are_of_the_store(tmp_path: Path) -> None:
+    """Elsewhere a key of the same name is another one; also once the settings have changed."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        now_and_then(a, "alice", 5)
+        b.counts = ["embed"]
+        day = next(period for _, period, _ in periods(today()))
+        for counts, expected in (["embed"], {}), (["chat"], {"alice": 5}), ([], {}):
+            b.counts = counts
+            await asyncio.sleep(15)
+            assert (told(b), b.fleet.usage.elsewhere("chat", DAY, day)) == (expected, expected)
 
 
 def test_what_all_have_used_is_answered_as_it_is_described_and_shown_by_gateway() -> None:

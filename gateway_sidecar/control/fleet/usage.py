@@ -59,6 +59,7 @@ class FleetUsage:
         self._place = place
         self._thread = OwnThread("usage of the fleet")
         self._records: Mapping[str, UsedAt] | None = None
+        self._services: frozenset[str] = frozenset()
         self._lease = ("", "")
         self._next_tell = 0.0
         self._written: str | None = None
@@ -67,9 +68,11 @@ class FleetUsage:
         """Runs until cancelled."""
         while True:
             heartbeat()
-            began = awake.monotonic()
-            if services := counts():
-                await beating(self._round(services))
+            began, self._services = awake.monotonic(), frozenset(counts())
+            if self._services:
+                await beating(self._round())
+            elif self._written != "":
+                await beating(self._write({}))
             await awake.rest(max(ROUND_S, (awake.monotonic() - began) / _PART))
 
     async def read(self) -> Mapping[str, UsedAt]:
@@ -77,18 +80,23 @@ class FleetUsage:
         return used_in(await self._reflector.read_now(USAGE), USAGE)
 
     def elsewhere(self, service: str, bound: str, period: str) -> Mapping[str, int]:
-        """Key -> the tokens that it has used at other gateways in this period, as far as they have told."""
+        """Key -> the tokens that it has used at other gateways in this period, as far as they have told.
+
+        None where keys are not of the store: then they are other keys, whatever they are called.
+        """
+        if service not in self._services:
+            return {}
         return used_elsewhere(self._records or {}, self._remembered.instance, bound, period).get(service, {})
 
-    async def _round(self, services: Collection[str]) -> None:
+    async def _round(self) -> None:
         """Never raises: what is not known stays as it was."""
         try:
-            own = await self._own(services)
             if self._reflector.is_up:
                 seen = await self._reflector.read_now(USAGE)
                 self._records = used_in(seen, USAGE)
-                await self._tell(own.cut(), seen)
-        except (StateError, StoreError):
+                own, told = await self._own(self._services), self._records.get(self._remembered.instance)
+                await self._tell(own.at_least(told).cut(), seen)
+        except (StateError, OSError, StoreError):
             pass  # `status` has it from others: usage that is not kept, a store that is away.
         if self._records is not None:  # Until then nginx has what an earlier daemon knew.
             await self._write(self._records)
@@ -132,9 +140,9 @@ class FleetUsage:
     def _lines(self, records: Mapping[str, UsedAt]) -> Iterator[str]:
         for bound, period, _ in periods(today()):
             found = used_elsewhere(records, self._remembered.instance, bound, period)
-            for service, keys in sorted(found.items()):
-                for name, tokens in sorted(keys.items()):
-                    if re.fullmatch(NAME, name) and re.fullmatch(NAME, service):
+            for service in sorted(self._services & found.keys()):
+                for name, tokens in sorted(found[service].items()):
+                    if re.fullmatch(NAME, name):
                         yield f"{service} {name} {bound} {period} {tokens}\n"
 
 
