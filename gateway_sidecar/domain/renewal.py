@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from gateway_sidecar.domain.backoff import Backoff
+from gateway_sidecar.domain.printable import printable
 
 _DUE = 2 / 3
 """Of its lifetime: as Let's Encrypt's integration guide advises, a third is left for failures."""
@@ -21,6 +25,8 @@ _MOST_ASKED_S = 8 * _DAY_S
 """Let's Encrypt's longest limits count over a week."""
 _OF_LIFETIME = 1 / 24
 """A certificate of a day is ordered again after an hour, as one of 24 days and more is after a day."""
+_LATEST = 253_402_300_799.0
+"""The end of the year 9999: no later time can be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,18 @@ class Tries:
     asked: bool = False
     unended: int = 0
 
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> Tries:
+        """As somebody has written it down: this gateway, another one, or neither.
+
+        Raises ValueError, TypeError, AttributeError, OverflowError for what no gateway wrote.
+        """
+        it = cls(**{each.name: said[each.name] for each in fields(cls) if each.name in said})
+        counts, next_at = (it.failures, it.unended), float(it.next_at)
+        if not (all(type(count) is int and count >= 0 for count in counts) and math.isfinite(next_at)):
+            raise ValueError("they are no tries")
+        return cls(it.failures, min(next_at, _LATEST), printable(str(it.reason)), it.asked is True, it.unended)
+
     def begun(self, now: float, reason: str, validity: Validity | None) -> Tries:
         """One more, which has not ended yet."""
         return replace(self.failed(now, reason, validity), unended=self.unended + 1)
@@ -86,8 +104,9 @@ def longest_wait_s(now: float, validity: Validity | None) -> float:
 def order_at(now: float, validity: Validity | None, renewal_at: float, tries: Tries) -> float:
     """When the next order is due; not later than `now` if it is due already. renewal_at: if nothing had failed.
 
-    A clock that was wrong when the last one failed does not put it off for long, unless the server asked for it.
+    No pause is so long as one that a clock made that was wrong when the last one failed: it is over.
     """
     due = 0.0 if validity is None else renewal_at
-    again = tries.next_at if tries.asked else min(tries.next_at, now + longest_wait_s(now, validity))
-    return max(due, again)
+    most_s = _MOST_ASKED_S if tries.asked else longest_wait_s(now, validity)
+    is_pause = tries.next_at <= now + 2 * most_s  # Clocks of gateways may differ by some seconds.
+    return max(due, tries.next_at if is_pause else now)

@@ -19,6 +19,7 @@ from typing import Any
 
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.domain.renewal import Tries, Validity
+from gateway_sidecar.domain.store_memory import NOT_OURS
 from gateway_sidecar.errors import AcmeError, FrontendError
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import replace_file, unfinished
@@ -27,7 +28,8 @@ from gateway_sidecar.frontend.certificate import prove_pair, read_certificate, v
 _ID_DIGITS = 12
 _NAME_LENGTH = 200  # A host name may have 253 characters, and a file's 255.
 _NONE = Tries()
-_FILE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9.-]*-[0-9a-f]{{{_ID_DIGITS}}}\.(pem|json)")
+_FILE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9.-]{{0,{_NAME_LENGTH - 1}}}-[0-9a-f]{{{_ID_DIGITS}}}\.(pem|json)")
+_ACCOUNT = "account-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +85,9 @@ class AcmeState:
         """
         path = self.pem(wanted)
         tries, before = _NONE, _digest_of(path)
-        with suppress(OSError, ValueError, TypeError):
+        with suppress(OSError, *NOT_OURS):
             said = json.loads(self._tries(wanted).read_text("utf-8"))
-            tries = Tries(**said["tries"]) if said["before"] == before else _NONE
+            tries = Tries.of(said["tries"]) if said["before"] == before else _NONE
         try:
             if (found := validity_in(path.read_bytes())) is None:
                 return Held(tries=tries)
@@ -122,9 +124,10 @@ class AcmeState:
     def texts(self) -> dict[str, str]:
         """The accounts and the certificates, by the names of their files."""
         found = {}
-        for path in (*self._directory.glob("account-*.json"), *self._directory.glob("*.pem")):
+        for path in (*self._directory.glob(f"{_ACCOUNT}*.json"), *self._directory.glob("*.pem")):
             with suppress(OSError, UnicodeDecodeError):
-                found[path.name] = path.read_text("utf-8")
+                if _FILE.fullmatch(path.name):  # What else somebody keeps there is nobody else's.
+                    found[path.name] = path.read_text("utf-8")
         return found
 
     def take_in(self, texts: Mapping[str, str]) -> dict[str, str]:
@@ -180,7 +183,7 @@ class AcmeState:
         return self._directory / f"{wanted}.json"
 
     def _account(self, directory: str, key_id: str | None) -> Path:
-        return self._directory / f"account-{_digest(directory, key_id or '')}.json"
+        return self._directory / f"{_ACCOUNT}{_digest(directory, key_id or '')}.json"
 
 
 def _unusable(name: str, content: bytes) -> str:
@@ -188,12 +191,22 @@ def _unusable(name: str, content: bytes) -> str:
     try:
         if name.endswith(".pem"):
             prove_pair(content, (validity_in(content) or (0.0,))[0])
-        elif not isinstance(json.loads(content), dict):
+        elif not isinstance(said := json.loads(content), dict):
             return "is no object"
+        elif not name.startswith(_ACCOUNT):
+            return _no_tries(said)
     except FrontendError as error:
         return str(error)
     except (ValueError, RecursionError):
         return "is no JSON"
+    return ""
+
+
+def _no_tries(said: Mapping[str, Any]) -> str:
+    try:
+        Tries.of(said["tries"])
+    except NOT_OURS:
+        return "does not say which orders failed"
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -290,6 +291,75 @@ async def test_what_others_put_there_is_looked_at(tmp_path: Path) -> None:
         await a.certificates.look()
         await asyncio.sleep(1)
         assert a.pems() == them.held.entries[PEM].value.encode() != good
+
+
+@pytest.mark.parametrize(
+    "tries", [{"failures": 1, "next_at": "soon"}, {"asked": True, "next_at": 1e300}, 5, {"failures": -1}]
+)
+def test_failures_that_no_gateway_wrote_put_nobody_off(tmp_path: Path, tries: object) -> None:
+    """Nor do those of a gateway whose clock was wrong by years, for longer than a server is left alone."""
+
+    @in_fake_time
+    async def test() -> None:
+        async with fleets(tmp_path) as them:
+            a = await Gateway.start(them, "a")
+            them.held.write(TRIES, json.dumps({"before": "none", "tries": tries}))
+            await asyncio.sleep(6)
+            await a.certificates.look()
+            a.clock_s += 9 * DAY_S
+            await a.certificates.look()
+            assert len(a.ordered) == 1
+
+    test()
+
+
+@in_fake_time
+async def test_a_name_that_is_too_long_for_a_file_refuses_only_itself(tmp_path: Path) -> None:
+    """What somebody keeps beside the files is not shared, either."""
+    async with fleets(tmp_path) as them:
+        a = await Gateway.start(them, "a")
+        them.held.write(f"tls/acme/{'x' * 300}-0123456789ab.json", "{}")
+        (tmp_path / "a" / "acme").mkdir()
+        (tmp_path / "a" / "acme" / "mine.pem").write_text("a key of my own")
+        await asyncio.sleep(6)
+        await a.certificates.look()
+        assert a.pems() == them.held.entries[PEM].value.encode()
+        assert "tls/acme/mine.pem" not in them.held.entries
+        assert "is no name of a file" in a.site.problems.told()["store: acme"]
+
+
+@in_fake_time
+async def test_what_a_server_asked_for_is_removed_even_if_the_store_went_away(tmp_path: Path) -> None:
+    """With the orders, and before another gateway has them: it may be asked for the same, as it is after a failure."""
+    token, text = "t" * 43, "t" * 43 + ".thumb"
+    async with fleets(tmp_path) as them:
+        a, b = await Gateway.start(them, "a"), await Gateway.start(them, "b")
+        assert await a.acme.take(WANTED)
+        await a.acme.ask({token: text})
+        await a.acme.ask({token: text})
+        a.site.store.failing = StoreAway("no answer in 2 s")
+        with pytest.raises(StoreAway):
+            await a.acme.ask_no_more({token: text})
+        await a.acme.release()
+        assert not await b.acme.take(WANTED)
+        a.site.store.failing = None
+        await asyncio.sleep(10)
+        assert not [key for key in them.held.entries if key.startswith(("tls/challenges/", ORDERER))]
+
+
+@in_fake_time
+async def test_orders_are_not_given_back_that_were_taken_again_meanwhile(tmp_path: Path) -> None:
+    """What is left of the order before is tidied up late, by a store that is slow just then."""
+    async with fleets(tmp_path) as them:
+        a, b = await Gateway.start(them, "a"), await Gateway.start(them, "b")
+        assert await a.acme.take(WANTED)
+        a.site.store.delay_s = 1.0
+        release = asyncio.create_task(a.acme.release())
+        await asyncio.sleep(0.1)
+        a.site.store.delay_s = 0.0
+        assert await a.acme.take(WANTED)
+        await release
+        assert not await b.acme.take(WANTED)
 
 
 def test_a_gateway_that_works_alone_shares_nothing(tmp_path: Path) -> None:

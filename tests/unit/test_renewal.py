@@ -81,9 +81,11 @@ def test_a_server_that_names_a_time_is_left_alone_until_then() -> None:
 
 
 def test_a_clock_that_was_wrong_puts_nothing_off_for_long() -> None:
-    """It was a year ahead when an order failed."""
-    tries = Tries().failed(T0 + 365 * DAY_S, "no", None)
-    assert order_at(T0, None, 0.0, tries) == T0 + HOUR_S
+    """It was a year ahead when an order failed; an hour ahead, and the usual pause counts once it is near."""
+    for ahead_s, due_s in (365 * DAY_S, 0.0), (HOUR_S, HOUR_S + 60):
+        tries = Tries().failed(T0 + ahead_s, "no", None)
+        assert order_at(T0, None, 0.0, tries) == T0 + due_s
+        assert order_at(T0 + due_s, None, 0.0, tries) <= T0 + due_s, "the later it is looked, the nearer it comes"
 
 
 def test_an_expired_certificate_is_tried_as_often_as_none() -> None:

@@ -21,9 +21,9 @@ from typing import Any
 from gateway_sidecar.control.fleet.membership import Membership
 from gateway_sidecar.control.fleet.memory import RememberedStore
 from gateway_sidecar.control.fleet.reflector import ACME, CHALLENGES, ORDERER, StoreReflector
-from gateway_sidecar.control.fleet.stored_files import StoredFiles
+from gateway_sidecar.control.fleet.stored_files import StoredFiles, below
 from gateway_sidecar.domain.printable import printable
-from gateway_sidecar.domain.store_memory import NOT_OURS, Snapshot
+from gateway_sidecar.domain.store_memory import NOT_OURS, Entry, Snapshot
 from gateway_sidecar.errors import StoreAway, StoreConflict, StoreError
 from gateway_sidecar.frontend.acme_state import AcmeState, Wanted
 from gateway_sidecar.frontend.challenges import TOKEN, put_answers
@@ -62,6 +62,8 @@ class FleetAcme:
         self._news = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
         self._is_taken = self._must_release = False
+        self._turn = asyncio.Lock()
+        """Of who takes the orders, or gives them back: each would undo what the other one has just read."""
         self._seen: dict[str, int] = {}
         """The revisions of files, as this gateway found them when it took the orders, or wrote them since."""
         self.state = AcmeState(directory)
@@ -106,6 +108,10 @@ class FleetAcme:
         """Raises StoreError."""
         if not self._membership.settled.is_set():
             return False  # It has just begun, and is about to be seen.
+        async with self._turn:
+            return await self._take(wanted)
+
+    async def _take(self, wanted: Wanted) -> bool:
         lease = self._membership.lease
         if lease is None or not self._reflector.is_up:
             raise StoreAway(self._reflector.status.reason or "the other gateways do not see this one yet")
@@ -122,20 +128,26 @@ class FleetAcme:
         self._is_taken = True
         try:
             if await self._has_news():
-                await self.release()
+                await self._give_back()
                 return False
             await self._share_missing()
         except StoreError:
-            await self.release()
+            await self._give_back()
             raise
         return True
 
     async def release(self) -> None:
         """At the latest `_tidy` does it, or the end of the lease."""
+        async with self._turn:
+            await self._give_back()
+
+    async def _give_back(self) -> None:
+        """Nobody else asks for anything meanwhile: what is asked for still was left by an order that was cut off."""
         self._is_taken, self._must_release = False, True
         with suppress(StoreError):
             entry = await self._reflector.read_one(ORDERER)
             if entry is not None and self._is_own(_order_in(entry.value)):
+                await self.ask_no_more(await self._asked_for())
                 await self._reflector.swap(ORDERER, None, seen=entry.revision)
             self._must_release = False
 
@@ -155,8 +167,8 @@ class FleetAcme:
     @contextmanager
     def answers(self, texts: Mapping[str, str]) -> Iterator[None]:
         """In the thread of the order. Raises StoreError."""
-        self._wait(self.ask(texts))
         try:
+            self._wait(self.ask(texts))
             yield
         finally:
             with suppress(StoreError):
@@ -168,8 +180,10 @@ class FleetAcme:
         if lease is None:
             raise StoreAway("the other gateways do not see this one")
         await self._share_missing()  # The account may have been made just now.
+        there = await self._asked_for()  # Servers may ask for the same after an order that failed.
         for token, text in texts.items():
-            await self._reflector.swap(CHALLENGES + token, text, seen=None, lease=lease)
+            seen = there[token].revision if token in there else None
+            await self._reflector.swap(CHALLENGES + token, text, seen=seen, lease=lease)
         until = awake.now() + _ALL_S
         while (silent := self._silent(set(texts))) and awake.now() < until:
             self._news.clear()
@@ -177,18 +191,20 @@ class FleetAcme:
         if silent:
             self._logger.warning("acme.unanswered", gateways=silent)
 
-    async def ask_no_more(self, texts: Mapping[str, str]) -> None:
-        """The server has seen it. Raises StoreError."""
-        there = self._asked.entries()
-        for token in texts.keys() & there.keys():
-            await self._reflector.swap(CHALLENGES + token, None, seen=there[token].revision)
+    async def ask_no_more(self, tokens: Collection[str]) -> None:
+        """The server has seen them. Raises StoreError."""
+        for token, entry in (await self._asked_for()).items():
+            if token in tokens:
+                await self._reflector.swap(CHALLENGES + token, None, seen=entry.revision)
+
+    async def _asked_for(self) -> dict[str, Entry]:
+        return below(CHALLENGES, await self._reflector.read_now(CHALLENGES))
 
     # -- what the others have
 
     async def _has_news(self) -> bool:
         """Whether the store has something that is not in this gateway's files: who ordered before has brought it."""
-        entries = (await self._reflector.read_now(ACME)).entries
-        there = {key.removeprefix(ACME): it for key, it in entries.items() if key.startswith(ACME)}
+        there = below(ACME, await self._reflector.read_now(ACME))
         self._seen = {name: it.revision for name, it in there.items()}
         if {name: it.value for name, it in there.items()} == self._kept.taken:
             return False
@@ -210,9 +226,11 @@ class FleetAcme:
     def _wait(self, work: Coroutine[Any, Any, None]) -> None:
         """Raises StoreError."""
         assert self._loop is not None
+        asked = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            asyncio.run_coroutine_threadsafe(work, self._loop).result(_STORE_S)
+            asked.result(_STORE_S)
         except TimeoutError:
+            asked.cancel()
             raise StoreAway(f"no answer in {_STORE_S:g} s") from None
 
     # -- the loops
@@ -220,9 +238,14 @@ class FleetAcme:
     async def _tidy(self) -> None:
         while True:
             heartbeat()
-            if self._must_release and not self._is_taken and self._reflector.is_up:
-                await beating(self.release())
+            if self._must_release and self._reflector.is_up:
+                await beating(self._release_left())
             await awake.rest(_TIDY_S)
+
+    async def _release_left(self) -> None:
+        async with self._turn:
+            if self._must_release and not self._is_taken:  # It may have been taken meanwhile.
+                await self._give_back()
 
     def _is_own(self, order: Mapping[str, Any]) -> bool:
         own = self._membership.name, self._remembered.instance

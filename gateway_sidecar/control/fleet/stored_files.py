@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from gateway_sidecar.control.fleet.reflector import StoreReflector
+from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.domain.store_memory import Entry, Snapshot
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import beating, heartbeat
@@ -56,7 +57,7 @@ class StoredFiles:
     def entries(self) -> dict[str, Entry]:
         """What the store has, as it was known last."""
         known = self._reflector.known
-        return {} if known is None else _below(self._prefix, known)
+        return {} if known is None else below(self._prefix, known)
 
     async def load(self) -> None:
         """Before others look: the files are as it was known last. Where nothing is known, they stay as they are."""
@@ -73,7 +74,7 @@ class StoredFiles:
             await awake.until_set(self._due, _AGAIN_S)
 
     def _note(self, snapshot: Snapshot) -> None:
-        wanted = {name: entry.value for name, entry in _below(self._prefix, snapshot).items()}
+        wanted = {name: entry.value for name, entry in below(self._prefix, snapshot).items()}
         if wanted != self._wanted:
             self._wanted = wanted
             self._due.set()
@@ -96,9 +97,10 @@ class StoredFiles:
     def _tell(self, trouble: str = "") -> None:
         names = sorted(self.refused)
         more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
-        told = ", ".join(f"'{name}': {self.refused[name]}" for name in names[:_FEW]) + more
+        told = ", ".join(f"'{printable(name)}': {self.refused[name]}" for name in names[:_FEW]) + more
         self._problem.set("; ".join(filter(None, [told, trouble])))
 
 
-def _below(prefix: str, snapshot: Snapshot) -> dict[str, Entry]:
+def below(prefix: str, snapshot: Snapshot) -> dict[str, Entry]:
+    """What is there of a prefix, by the rest of its names."""
     return {key.removeprefix(prefix): it for key, it in snapshot.entries.items() if key.startswith(prefix)}
