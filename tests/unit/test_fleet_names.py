@@ -90,6 +90,31 @@ async def test_a_machine_that_was_copied_with_its_memory_is_another_gateway(tmp_
 
 
 @in_fake_time
+async def test_a_copy_with_a_name_of_its_own_is_another_gateway_and_one_that_was_renamed_is_not(
+    tmp_path: Path,
+) -> None:
+    """What both of them told by one instance, such as what keys have used, the one would write over the other's."""
+    async with fleets(tmp_path) as them:
+        first = await them.start("a")
+        await first.fleet.remembered.flush()
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        copy = await them.start("b")
+        before = first.fleet.remembered.instance
+        await asyncio.sleep(120)
+        assert (first.fleet.remembered.instance == before, copy.fleet.remembered.instance == before) == (True, False)
+        assert (told(first), told(copy)) == ("", "")
+        assert (names_seen_by(first), names_seen_by(copy)) == ({"b"}, {"a"})
+        lease, before = copy.fleet.membership.lease, copy.fleet.remembered.instance
+        await copy.fleet.remembered.flush()
+        await them.stop(copy)
+        renamed = await them.start("b", called="z")
+        await asyncio.sleep(20)
+        them.held.end(str(lease))
+        await asyncio.sleep(120)
+        assert renamed.fleet.remembered.instance == before
+
+
+@in_fake_time
 async def test_a_gateway_that_leaves_takes_no_other_ones_name_with_it(tmp_path: Path) -> None:
     """It was cut off, and another gateway has its name since."""
     async with fleets(tmp_path) as them:

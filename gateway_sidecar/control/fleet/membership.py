@@ -35,6 +35,8 @@ _BUSY_S = 2.0
 _TELL_S = 1.0
 """Counts of connections change all the time: they are told this often, and what is safe at once."""
 _SURE_PART = 0.8
+_SURELY_ENDED = 4
+"""After so many times the time of a lease, one that nobody keeps has ended."""
 _GONE_S = 600.0
 """So long the others remember one that is gone."""
 
@@ -171,7 +173,7 @@ class Membership:
         Whatever was told by the name before ends with its lease.
         """
         given = self._known(self._given)
-        if self._has_told and self._is_copys(given):
+        if (self._has_told and self._is_copys(given)) or self._has_twin():
             self._remembered.begin_instance()  # Of two with one memory, who sees it first is another gateway now.
         name = self._given
         if self._is_anothers(name, given):
@@ -187,13 +189,27 @@ class Membership:
     def _is_anothers(self, name: str, entry: Entry | None) -> bool:
         """Whether another gateway that is alive has the name."""
         other = Gateway.from_json(name, entry.value) if entry is not None else None
-        return other is not None and not other.ended and other.instance != self._remembered.instance
+        if other is None or other.ended or other.said.get("run") == self._run:
+            return False  # What it wrote before it took another instance is its own.
+        return other.instance != self._remembered.instance
 
     def _is_copys(self, entry: Entry | None) -> bool:
         """Whether somebody else writes as this very gateway, though it has written itself since it began."""
         other = Gateway.from_json(self._given, entry.value) if entry is not None else None
         is_own = other is not None and other.instance == self._remembered.instance
         return other is not None and is_own and other.said.get("run") != self._run
+
+    def _has_twin(self) -> bool:
+        """Whether a gateway of another name has this one's memory: its machine was copied, and it was given a new name.
+
+        Of the two the one whose name comes last takes another instance. What an earlier daemon of this gateway told by
+        an earlier name has its instance, too, but ends with its lease, which a store that was away may prolong.
+        """
+        if awake.now() - self._reflector.up_since < _SURELY_ENDED * self._lease_s:
+            return False
+        instance = self._remembered.instance
+        twins = [it for it in self.others if it.instance == instance and it.said.get("run") != self._run]
+        return any(it.name < self.name for it in twins)
 
     def _known(self, name: str) -> Entry | None:
         known = self._reflector.known

@@ -32,8 +32,8 @@ class RememberedStore:
         """Takes up what an earlier daemon remembered. `expected`: how many replicas it had of a store."""
         try:
             content = await self._writer.record.read()
-            self.memory = memory_from(content)
             self.instance = str(content.get("instance") or self.instance)
+            self.memory = memory_from(content)
         except StateError as error:
             get_logger().warning("state.ignored", reason=str(error))
         if self.memory.known is None and expected:
