@@ -24,7 +24,7 @@ def put(arguments: argparse.Namespace) -> int:
     pair = read_certificate(arguments.cert, arguments.key, today())
     client = _client(arguments)
     found = _find(client.stored_certificates(), arguments.name)
-    _write(client, arguments.name, pair.pem.decode(), None if found is None else found["revision"])
+    _write(client, arguments.name, pair.pem.decode("utf-8", "replace"), None if found is None else found["revision"])
     print(f"{arguments.name}: for {', '.join(pair.names) or 'no name'}, until {shown_at(pair.expires_at)}")
     return 0
 

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gateway_sidecar.domain.fleet import Gateway
+from gateway_sidecar.domain.printable import printable
 
 ALIKE = "alike"
 """Where it stands in a gateway's key: SETTING, or SERVICE: SETTING -> its value, in words."""
 _FEW = 4
+_LONGEST = 60
 
 
 def differences(own: Mapping[str, str], others: Iterable[Gateway]) -> str:
@@ -22,7 +24,7 @@ def differences(own: Mapping[str, str], others: Iterable[Gateway]) -> str:
     What only one of two gateways tells is no difference: it does not have the service, or is of another version.
     """
     found = [
-        f"{setting} is {own[setting]} here and {value} at {other.name}"
+        f"{setting} is {own[setting]} here and {printable(value, _LONGEST)} at {printable(other.name)}"
         for other in others
         for setting, value in sorted(_told(other.said.get(ALIKE)).items())
         if setting in own and own[setting] != value

@@ -33,6 +33,9 @@ def test_each_setting_that_another_gateway_has_differently_is_named_with_both_va
         " bridges.ports is 1-9 here and 1-8 at d"
     )
     assert differences(OWN, others[:1]) == ""
+    nobodys = differences(OWN, [gateway("e\n", {"bridges.ports": "\x1b" + "9" * 10_000})])
+    assert nobodys.isprintable()
+    assert len(nobodys) < 200
 
 
 def test_what_another_gateway_does_not_have_or_another_version_or_nobody_wrote_is_no_difference() -> None:

@@ -143,6 +143,21 @@ async def test_what_is_put_is_proved_before(tmp_path: Path) -> None:
 
 
 @in_fake_time
+async def test_what_somebody_else_put_there_by_no_name_is_told_and_can_be_removed(tmp_path: Path) -> None:
+    """At any gateway."""
+    async with fleets(tmp_path) as them:
+        a = await them.start("a")
+        name = "../\x1bx"
+        them.held.write(f"tls/certificates/{name}", pair())
+        await asyncio.sleep(1)
+        assert "is no name" in a.fleet.certificates.refused[name]
+        assert a.problems.told()["store: certificates"].isprintable()
+        await put(a, None, name)
+        await asyncio.sleep(1)
+        assert (dict(a.fleet.certificates.refused), a.problems.told()) == ({}, {})
+
+
+@in_fake_time
 async def test_a_wiped_store_takes_no_certificate_away_and_a_refill_puts_it_back(tmp_path: Path) -> None:
     """A store that comes back empty is not believed."""
     async with fleets(tmp_path) as them:
