@@ -77,7 +77,7 @@ def test_every_event_is_within_its_round_and_of_this_fleet(seed: int, gateways: 
         assert [event.at for event in one.events] == sorted(event.at for event in one.events)
         assert 1 <= one.drained_at <= gateways
         for event in one.events:
-            assert 0 <= event.at < mix.round_s
+            assert 0 <= event.at <= mix.round_s
             if isinstance(event, AtGateway | Put | DrainAndRemove | DrainAndResume):
                 assert 1 <= event.gateway <= gateways
             if isinstance(event, Put):
