@@ -11,6 +11,7 @@ import signal
 import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -391,6 +392,11 @@ async def test_a_stream_that_an_http2_client_resets_is_unknown(make_gateway: Mak
     assert (row["streams"], row["aborted"], row["unknown"], row["tokens_out"]) == (1, 1, 1, 4)
 
 
+def sleeps(pid: int) -> bool:
+    """Whether a process has nothing to do."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 async def test_nothing_is_lost_whatever_is_killed(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """The daemon, nginx with all its workers, and a reload under load: each answered request counts once."""
     gateway = counting(make_gateway)
@@ -418,6 +424,9 @@ async def test_nothing_is_lost_whatever_is_killed(make_gateway: MakeGateway, eng
     await gateway.kill()
     await ask(5)
     nginx = json.loads((gateway.directory / "run/processes.json").read_text())["nginx"]["pid"]
+    async with asyncio.timeout(_LONGEST_S):
+        while not all(map(sleeps, with_children(nginx))):  # It counts a request after it has answered it.
+            await asyncio.sleep(0.01)
     for pid in list(with_children(nginx)):
         os.kill(pid, signal.SIGKILL)
     await gateway.start()
