@@ -69,7 +69,8 @@ async def test_a_web_application_gets_every_path_header_and_websocket(make_gatew
     await app(gateway.socket("r2"), "two")
     status = await gateway.until_states({"r1": "serving", "r2": "serving"})
     assert service_of(status)["router"] | {"reason": ""} == {
-        "type": "none", "state": "up", "url": None, "pid": None, "restarts": 0, "metrics_url": None, "reason": "",
+        "type": "none", "state": "up", "url": None, "pid": None, "restarts": 0, "metrics_url": None, "mesh": None,
+        "reason": "",
     }  # fmt: skip
     assert not any(row["reason"] for row in service_of(status)["replicas"])
     names: Counter[str] = Counter()
