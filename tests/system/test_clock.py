@@ -21,6 +21,17 @@ LIBRARY = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed (Debian: package libfaketime)")
 
 
+def by_the_clock_in(file: Path) -> dict[str, str]:
+    """The environment of a process whose wall clock a file sets: `+0` is the right time, `+3600` an hour ahead."""
+    return {
+        "LD_PRELOAD": str(LIBRARY),
+        "FAKETIME_TIMESTAMP_FILE": str(file),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "NO_FAKE_STAT": "1",
+    }
+
+
 def told_at(line: str) -> float:
     """When an event was logged, by the daemon's own wall clock; seconds."""
     stamp = json.loads(line)["timestamp"]
@@ -33,15 +44,7 @@ async def test_clock_that_jumps_changes_nothing(make_gateway: MakeGateway, engin
     gateway.settings["services"][0]["health"] = {"interval_s": 1, "timeout_s": 1, "failures": 3}
     clock = gateway.directory / "clock"
     clock.write_text("+0")
-    await gateway.start(
-        env={
-            "LD_PRELOAD": str(LIBRARY),
-            "FAKETIME_TIMESTAMP_FILE": str(clock),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "NO_FAKE_STAT": "1",
-        }
-    )
+    await gateway.start(env=by_the_clock_in(clock))
     names = ["r1", "r2", "r3"]
     for name in names:
         await engine(gateway.socket(name), token_interval_s=0.05)

@@ -17,7 +17,7 @@ import pytest
 from tests.etcd import Etcd, Front
 from tests.system.conftest import MakeGateway, Start, StartEngine
 from tests.system.gateway import Gateway, Status, states_of
-from tests.system.test_clock import LIBRARY
+from tests.system.test_clock import LIBRARY, by_the_clock_in
 from tests.system.test_store import delete, port_of, put, status_with, until_answered, until_serving, until_store
 
 LATE_S = 60.0
@@ -113,10 +113,7 @@ async def test_a_clock_that_jumps_under_load_changes_nothing_of_what_gateways_sh
     """An hour ahead, an hour behind: no lease ends, and drains, keys, bounds and the voice are as before."""
     clock = tmp_path / "clock"
     clock.write_text("+0")
-    env = {
-        "LD_PRELOAD": str(LIBRARY), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1",
-    }  # fmt: skip
+    env = by_the_clock_in(clock)
     told = tmp_path / "told"
     settings: dict[str, Any] = {
         "frontend": {"auth": {"store": True}},
