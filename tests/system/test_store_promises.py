@@ -125,8 +125,8 @@ async def test_a_clock_that_jumps_under_load_changes_nothing_of_what_gateways_sh
         },
     }
     # A lease that a busy machine does not end.
-    a = await start("a", etcd, env, lease_s=60, **settings)
-    b = await start("b", etcd, lease_s=60, **settings)
+    a = await start("a", etcd, env, lease_s=60, timeout_s=10.0, **settings)
+    b = await start("b", etcd, lease_s=60, timeout_s=10.0, **settings)
     for replica in ("r1", "r2"):
         await engine(a.socket(replica))
         await put(a, replica, a.socket(replica), wait="serving")
