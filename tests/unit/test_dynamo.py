@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,6 +17,7 @@ from gateway_sidecar.engines.dynamo import read_entries
 from gateway_sidecar.files import dynamo_entries as entries
 from gateway_sidecar.routers.dynamo.check import trouble_with
 from gateway_sidecar.routers.dynamo.client import objection_to
+from gateway_sidecar.routers.dynamo.inside import shim
 from gateway_sidecar.routers.dynamo.log import read_log_line
 from gateway_sidecar.routers.dynamo.metrics import read_metrics
 from gateway_sidecar.routers.dynamo.paths import PATHS
@@ -197,3 +201,29 @@ def test_nginx_asks_once_more_where_its_worker_left() -> None:
     text = nginx_config(services=[replace(plain, paths=PATHS)])
     assert "proxy_next_upstream http_503 non_idempotent;" in text
     assert text.count("server 127.0.0.1:2 max_fails=0;") == 2
+
+
+async def test_an_answer_that_nobody_takes_any_more_is_not_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo leaves its handler where it stands when a frontend ends: a shim would wait for it for ever."""
+    for name in ("CannotConnect", "HttpError"):  # Of Dynamo's own interpreter.
+        monkeypatch.setattr(shim, name, type(name, (Exception,), {}), raising=False)
+    gone, writer = asyncio.Event(), Mock()
+    said = asyncio.StreamReader()
+    said.feed_data(b'HTTP/1.0 200 OK\r\n\r\ndata: {"choices": []}\n')
+
+    class Engaged(shim.Engine):
+        async def open(self, *_: Any, **__: Any) -> tuple[asyncio.StreamReader, Any]:
+            return said, writer
+
+    context = Mock(async_killed_or_stopped=gone.wait, trace_headers=dict)
+    engine = Engaged("http://127.0.0.1:7", "key")
+    answer = engine.answer({"messages": []}, context)
+    assert await anext(answer) == {"choices": []}
+    assert (engine.in_flight, writer.close.called) == (1, False)
+    gone.set()
+    async with asyncio.timeout(60):
+        while engine.in_flight:
+            await asyncio.sleep(0)
+    assert writer.close.called, "so the engine may stop"
+    await answer.aclose()  # type: ignore[attr-defined]
+    assert engine.in_flight == 0

@@ -55,8 +55,13 @@ class Engine:
         parts = urlsplit(url)
         self._host, self._port, self._prefix = parts.hostname or "", parts.port or 80, parts.path.rstrip("/")
         self._key = key
-        self.in_flight = 0
         self.is_suspect = False
+        self._askers: set[asyncio.Future[Any]] = set()
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests somebody still waits for."""
+        return len(self._askers)
 
     async def open(
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
@@ -86,18 +91,26 @@ class Engine:
             return False
 
     async def answer(self, request: dict[str, Any], context: Any) -> AsyncIterator[dict[str, Any]]:
-        """Dynamo's handler: a request of the OpenAI API in, the pieces of its answer out."""
-        self.in_flight += 1
+        """Dynamo's handler: a request of the OpenAI API in, the pieces of its answer out.
+
+        Dynamo leaves it where it stands, unfinished, when a frontend ends while it takes a piece. So a request is in
+        flight for as long as its asker is there.
+        """
+        left = asyncio.ensure_future(context.async_killed_or_stopped())
+        self._askers.add(left)
+        left.add_done_callback(self._askers.discard)
         try:
-            async for piece in self._answer(request, context):
+            async for piece in self._answer(request, context, left):
                 yield piece
         except (CannotConnect, HttpError):
             self.is_suspect = True
             raise
         finally:
-            self.in_flight -= 1
+            left.cancel()
 
-    async def _answer(self, request: dict[str, Any], context: Any) -> AsyncIterator[dict[str, Any]]:
+    async def _answer(
+        self, request: dict[str, Any], context: Any, left: asyncio.Future[Any]
+    ) -> AsyncIterator[dict[str, Any]]:
         path = "/v1/chat/completions" if "messages" in request else "/v1/completions"
         try:
             body = json.dumps({**request, "stream": True}).encode()
@@ -105,7 +118,6 @@ class Engine:
             reader, writer = await self.open("POST", path, body, context.trace_headers())
         except OSError as error:
             raise CannotConnect(f"{path}: {error}") from error
-        left = asyncio.ensure_future(context.async_killed_or_stopped())
         left.add_done_callback(lambda _: writer.close())  # The client is gone, so the engine may stop.
         try:
             await _past_the_head(reader)
@@ -121,7 +133,6 @@ class Engine:
             if not context.is_stopped():
                 raise Disconnected(f"the engine's answer broke off: {error}") from error
         finally:
-            left.cancel()
             writer.close()
 
 
@@ -183,7 +194,7 @@ async def _until_to_end(record: str, alive: str, engine: Engine) -> None:
             if refusals >= _REFUSALS:
                 return
     await asyncio.sleep(_LATE_S)
-    while engine.in_flight:
+    while engine.in_flight and _is_locked(alive):  # Without a frontend nobody is there to be answered.
         await asyncio.sleep(_LOOK_S)
 
 
