@@ -80,7 +80,7 @@ async def who_answers(gateway: Gateway, engines: Mapping[str, SimulatedEngine], 
     return name
 
 
-def prompts() -> list[str]:
+def prompts(seed: int = 7) -> list[str]:
     """Which have nothing in common."""
-    draw = random.Random(7)
+    draw = random.Random(seed)
     return [" ".join(f"word{draw.randrange(99999)}" for _ in range(80)) for _ in range(PROMPTS)]

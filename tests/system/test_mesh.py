@@ -21,7 +21,10 @@ from tests.system.gateway import Gateway, service_of
 from tests.system.machines import LATE_S, Fleet, ask, on_machines, prompts, until_mesh, who_answers
 
 WHY_NOT = why_not()
-_GOSSIP_S = 1.0
+_TOLD_S = 3.0
+"""SMG tells what is new once a second; a router that cannot place it asks for the whole tree."""
+_ROUNDS = 5
+"""An answer to that which is late is asked for again after 5 s, so a busy machine may miss one round."""
 _RECONCILED_S = 35.0
 """SMG takes up what it lacks of others' workers every 30 s."""
 _FORGOTTEN_S = 65.0
@@ -63,10 +66,14 @@ async def test_a_prompt_meets_the_same_replica_through_every_gateway(fleet: Flee
     await fleet.until_in_mesh()
     for gateway in fleet.gateways:
         await until_nobody_elses(gateway, "r1", "r2")
-    first = [await who_answers(one, engines, prompt) for prompt in prompts()]
-    assert set(first) == {"r1", "r2"}
-    await asyncio.sleep(3 * _GOSSIP_S)  # There is no event for a tree that has been told.
-    assert [await who_answers(two, engines, prompt) for prompt in prompts()] == first
+    for seed in range(_ROUNDS):
+        first = [await who_answers(one, engines, prompt) for prompt in prompts(seed)]
+        assert set(first) == {"r1", "r2"}
+        await asyncio.sleep(_TOLD_S)  # There is no event for a tree that has been told.
+        second = [await who_answers(two, engines, prompt) for prompt in prompts(seed)]
+        if first == second:
+            break
+    assert first == second
 
     url = "http://daemon/v1/services/chat/replicas/r1/drain?timeout_s=60"
     async with two.session.post(url) as answer:
