@@ -19,8 +19,9 @@ from tests.system.gateway import Gateway
 from tests.system.machines import PROMPTS, on_machines, prompts, who_answers
 
 NAME = "mesh"
-_TOLD_S = 4.0
-"""Routers tell each other what is new once a second."""
+_TOLD_S = 8.0
+"""Routers tell each other what is new once a second. One that cannot place it asks for the whole tree, and once more
+after 5 s."""
 
 
 async def _same(*, mesh: bool) -> int:

@@ -21,10 +21,10 @@ from tests.system.gateway import Gateway, service_of
 from tests.system.machines import LATE_S, Fleet, ask, on_machines, prompts, until_mesh, who_answers
 
 WHY_NOT = why_not()
-_TOLD_S = 3.0
-"""SMG tells what is new once a second; a router that cannot place it asks for the whole tree."""
-_ROUNDS = 5
-"""An answer to that which is late is asked for again after 5 s, so a busy machine may miss one round."""
+_TOLD_S = 8.0
+"""SMG tells what is new once a second. A router that cannot place it asks for the whole tree, and again after 5 s."""
+_ROUNDS = 3
+"""A busy machine may miss one."""
 _RECONCILED_S = 35.0
 """SMG takes up what it lacks of others' workers every 30 s."""
 _FORGOTTEN_S = 65.0
