@@ -58,6 +58,7 @@ async def make_gateway(request: pytest.FixtureRequest) -> AsyncIterator[MakeGate
 
     def make(**settings: Any) -> Gateway:
         made.append(Gateway(**settings))
+        made[-1].may_be_copied = True
         if request.node.get_closest_marker("own_users") is not None and why_not() is None:
             given_to_the_daemon(made[-1])
         return made[-1]
