@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from gateway_sidecar.domain.model import PeerAddress
+from gateway_sidecar.supervision.process import descriptors_of
 
 _OPEN = frozenset((b"01", b"04", b"05", b"08"))  # established, fin-wait-1, fin-wait-2, close-wait
 _OWING = _OPEN - {b"05"}
@@ -191,7 +192,7 @@ def listening_at(pid: int, tables: tuple[Path, ...] = _TABLES) -> frozenset[tupl
     Empty if it is gone, or of a user into whose processes we cannot look. Blocks: call in a thread.
     """
     held = set()
-    for entry in Path(f"/proc/{pid}/fd").glob("*"):
+    for entry in descriptors_of(pid):
         with suppress(OSError):
             held.add(os.readlink(entry).encode())  # noqa: PTH115 - for every connection there is
     found = set()
@@ -213,7 +214,7 @@ def holds_listener(pid: int, path: Path, table: Path = Path("/proc/self/net/unix
             fields = row.split(maxsplit=7)
             if len(fields) == 8 and fields[3] == _LISTENS and fields[7].rstrip(b"\n") == os.fsencode(path):
                 listening.add(f"socket:[{fields[6].decode()}]")
-    for entry in Path(f"/proc/{pid}/fd").glob("*"):
+    for entry in descriptors_of(pid):
         with suppress(OSError):
             if os.readlink(entry) in listening:  # noqa: PTH115 - for every connection there is
                 return True

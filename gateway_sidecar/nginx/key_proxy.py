@@ -33,7 +33,7 @@ from gateway_sidecar.nginx.server import (
 )
 from gateway_sidecar.nginx.small import SmallNginx, SmallPlaces, small_left_running
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.process import Identity, Process, session_members
+from gateway_sidecar.supervision.process import Identity, Process, descriptors_of, session_members
 
 _IN_FORCE_S = 5.0
 _LINES = 20
@@ -160,7 +160,7 @@ class KeyedNginx(SmallNginx):
         """The descriptor by which the one that runs holds the socket; None if it does not. Blocks."""
         if self.process is None or to.inode is None:
             return None
-        for entry in Path(f"/proc/{self.process.pid}/fd").glob("*"):
+        for entry in descriptors_of(self.process.pid):
             with suppress(OSError):
                 if _inode(entry.stat()) == to.inode:
                     return int(entry.name)

@@ -88,6 +88,18 @@ def own_children(*directories: Path) -> Callable[[int], bool]:
     return is_own
 
 
+def descriptors_of(pid: int) -> Sequence[Path]:
+    """The links to what this process has open. Each may be gone when it is read, and the process when it is looked for.
+
+    Empty if it is gone, or of a user into whose processes we cannot look. Blocks: call in a thread.
+    """
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            return [Path(entry) for entry in entries]
+    except OSError:
+        return ()
+
+
 class Process:
     """One process of ours, started by us or adopted. Knows at once when it ends."""
 

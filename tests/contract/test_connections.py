@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway_sidecar.domain.model import PeerAddress
-from gateway_sidecar.nginx.connections import bytes_to_routers, open_connections, waiting_at
+from gateway_sidecar.nginx.connections import (
+    bytes_to_routers,
+    holds_listener,
+    listening_at,
+    open_connections,
+    waiting_at,
+)
 from gateway_sidecar.nginx.server import busy_ports
 
 
@@ -63,3 +72,25 @@ def test_busy_ports_are_named() -> None:
         port = server.getsockname()[1]
         assert busy_ports([("127.0.0.1", port)]) == [("127.0.0.1", port, "EADDRINUSE")]
     assert busy_ports([("192.0.2.1", 1)])[0][2] == "EADDRNOTAVAIL"
+
+
+def test_a_process_that_ends_while_it_is_looked_at_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nginx's old worker does, each time that it is reloaded. Its directory is found, and gone when it is opened."""
+    path = tmp_path / "in.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        assert holds_listener(os.getpid(), path)
+        own = f"/proc/{os.getpid()}/fd"
+        scandir = os.scandir
+
+        def is_gone(at: str | os.PathLike[str]) -> Any:
+            if os.fspath(at) == own:
+                raise FileNotFoundError(own)
+            return scandir(at)
+
+        monkeypatch.setattr(os, "scandir", is_gone)
+        assert not holds_listener(os.getpid(), path)
+        assert listening_at(os.getpid()) == frozenset()
