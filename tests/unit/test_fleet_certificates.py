@@ -117,6 +117,29 @@ async def test_what_cannot_be_served_changes_nothing_and_is_told(
 
 
 @in_fake_time
+async def test_what_was_refused_since_the_clock_was_wrong_is_taken_once_the_clock_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Within a minute, and without another entry: a machine begins before it knows the time of day."""
+    right, wrong_by_s = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: right() + wrong_by_s[0])
+    good = pair()
+    async with fleets(tmp_path) as them:
+        a = await them.start("a")
+        for name, days, why in (("behind", -2, "is not valid before"), ("ahead", 365, "expired at")):
+            wrong_by_s[0] = days * 86400.0
+            them.held.write(f"tls/certificates/{name}", good)
+            await asyncio.sleep(300)
+            assert there(them, "a", name) is None
+            assert why in a.problems.told()["store: certificates"]
+            wrong_by_s[0] = 0.0
+            await asyncio.sleep(65)
+            assert there(them, "a", name) == good
+            assert not a.problems.told()
+        assert capsys.readouterr().out.count("store.certificate_refused") == 2
+
+
+@in_fake_time
 async def test_what_is_put_is_proved_before(tmp_path: Path) -> None:
     """The order of the chain counts, too: clients could not follow it. What others changed meanwhile stays."""
     async with fleets(tmp_path) as them:

@@ -1,6 +1,7 @@
 """Texts of the store in files of this gateway's own, which others look at like at any other file.
 
-While the store is away, or not believed, the files stay as they are; so does each whose text cannot be used.
+While the store is away, or not believed, the files stay as they are; so does each whose text cannot be used. What is
+refused is looked at again every minute: this machine's clock may have been wrong.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ Take = Callable[[Mapping[str, str]], Mapping[str, str]]
 """Has files say what these texts do, by their names; which of them it refuses, and why. Blocks. Raises OSError."""
 _PATIENCE_S = 5.0
 _AGAIN_S = 2.0
+_REFUSED_AGAIN_S = 60.0
 _FEW = 3
 
 
 class StoredFiles:
     """What is below one prefix of the store.
 
-    refuse: hears of each text that is refused, once, and why. on_taken: called when the files are as the store says.
+    refuse: hears of each text that is refused, once for each reason.
+    on_taken: called when the files are as the store says.
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class StoredFiles:
         self._thread = OwnThread(f"files of {prefix}")
         self._due = asyncio.Event()
         self._wanted: dict[str, str] | None = None
+        self._again_at = 0.0
+        """When what is refused is looked at again (awake seconds)."""
         self.taken: dict[str, str] | None = None
         """What the files say, but for what is refused; None before the first look."""
         self.refused: dict[str, str] = {}
@@ -69,9 +74,12 @@ class StoredFiles:
         while True:
             heartbeat()
             self._due.clear()
-            if self._wanted is not None and self._wanted != self.taken:
+            if self._wanted is not None and (self._wanted != self.taken or self._is_again_due()):
                 await beating(self._bring())
             await awake.until_set(self._due, _AGAIN_S)
+
+    def _is_again_due(self) -> bool:
+        return bool(self.refused) and awake.now() >= self._again_at
 
     def _note(self, snapshot: Snapshot) -> None:
         wanted = {name: entry.value for name, entry in below(self._prefix, snapshot).items()}
@@ -91,6 +99,7 @@ class StoredFiles:
             if self.refused.get(name) != why:
                 self._refuse(name, why)
         self.refused, self.taken = dict(refused), wanted
+        self._again_at = awake.now() + _REFUSED_AGAIN_S
         self._tell()
         self._on_taken()
 
