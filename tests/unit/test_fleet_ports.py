@@ -300,6 +300,32 @@ async def test_a_gateway_that_took_another_port_has_the_next_engines_one_with_th
             assert later[0] != first
 
 
+@pytest.mark.parametrize("took_its_own", [True, False])
+def test_what_was_told_is_known_after_a_restart_of_the_daemon(tmp_path: Path, took_its_own: bool) -> None:
+    """Whether that gateway's engine had the table's port, which is quiet there now, or another one."""
+
+    @in_fake_time
+    async def play() -> None:
+        async with fleets(tmp_path) as them:
+            a, b = await them.start("a"), await them.start("b")
+            await a.fleet.replicas.put("chat", R1, ENTRY)
+            first = await bridged(a, R1)
+            if took_its_own:
+                assert b.fleet.ports.port_of("chat", R1, "chat/r1/1") == first
+            else:
+                assert await bridged(b, R1) == first
+            told = b.fleet.ports.told
+            await them.stop(b)
+            b = await them.start("b")
+            b.fleet.ports.recall(told)
+            later = [await bridged(site, R1, "chat/r1/2") for site in (b, a)]
+            assert later[0] == later[1] != first
+            b.fleet.ports.recall(told)
+            assert b.fleet.ports.port_of("chat", R1, "chat/r1/2") == later[0], "what is out of date means nothing"
+
+    play()
+
+
 @in_fake_time
 async def test_a_replica_that_is_put_again_at_once_has_another_port_at_all_gateways(tmp_path: Path) -> None:
     """Its old port may be free at one gateway, and in use at another one."""

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from structlog.testing import capture_logs
+
 from gateway_sidecar.control.process.in_fleet import InFleet
 from gateway_sidecar.control.process.services import Services
 from gateway_sidecar.control.replicas.tenure import Presence
@@ -15,6 +17,7 @@ from gateway_sidecar.domain.fleet import DrainSeen, Gateway
 from gateway_sidecar.domain.model import ReplicaId, ReplicaState
 from gateway_sidecar.routers.base import MeshMember
 from gateway_sidecar.supervision.loops import Tasks
+from gateway_sidecar.supervision.process import boot_id
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.unit.fake_time import in_fake_time
 from tests.unit.test_fleet import ENTRY, Fleets, Site, fleets
@@ -153,8 +156,23 @@ async def test_a_gateway_that_works_alone_tells_nobody_anything(tmp_path: Path) 
 
     alone = InFleet(None, services, dict, flush, tasks, {})
     assert alone.loops == ()
+    alone.recall_ports({"told": {}})
     await alone.while_stopping(asyncio.sleep(1))
     await alone.close(leaves=True)
+
+
+@in_fake_time
+async def test_ports_that_were_told_are_recalled_and_what_nobody_can_read_is_ignored(tmp_path: Path) -> None:
+    """They are hints."""
+    async with fleets(tmp_path) as them:
+        _, b = await beside(them)
+        told = {"chat/r1": (24001, "chat/r1/1")}
+        with capture_logs() as log:
+            b.it.recall_ports({})
+            b.it.recall_ports({"boot_id": boot_id(), "told": {"chat/r1": [0, "chat/r1/1"]}})
+        assert [each["event"] for each in log] == ["state.ignored"]
+        b.it.recall_ports({"boot_id": boot_id(), "told": told})
+        assert b.site.fleet.ports.told == told
 
 
 @in_fake_time

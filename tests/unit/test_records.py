@@ -31,7 +31,7 @@ from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
 from gateway_sidecar.errors import StateError
 from gateway_sidecar.routers.base import MeshMember, RouterPorts
 from gateway_sidecar.sources.listing import Sighting
-from gateway_sidecar.supervision.process import Identity
+from gateway_sidecar.supervision.process import Identity, boot_id
 
 FACTS = EngineFacts("sglang", ConnectionMode.GRPC, WorkerType.PREFILL, "tiny", "0.5", 8998, "Nixl", "kv", "e", 2)
 SIGHTING = Sighting(ReplicaId("größe"), Path("/run/r 1.sock"), SocketIdentity(1, 2, 3), "sockets")
@@ -200,6 +200,15 @@ def test_a_spoilt_row_is_named_or_is_one(
     except StateError:
         return
     assert from_json(to_json(read)) == read
+
+
+@given(st.data())
+def test_spoilt_ports_that_were_told_are_named_or_ports_and_stays(data: st.DataObject) -> None:
+    """And for the ports of a fleet."""
+    with suppress(StateError):
+        told = spoil(data, {"chat/r1": [24001, "chat/r1/1:2:3/0"]})
+        read = records.told_from_json(from_disk({"boot_id": boot_id(), "told": told}))
+        assert all(0 < port < 65536 and isinstance(owner, str) for port, owner in read.values())
 
 
 @given(st.data())

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from gateway_sidecar.control.process.shared import Shared
 from gateway_sidecar.control.process.written_down import WrittenDown, api_replicas_before
 from gateway_sidecar.control.routers.process import SavedRouter
+from gateway_sidecar.control.state import records
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.supervision.process import Identity
@@ -40,7 +41,8 @@ def daemon_in(directory: Path, key: str) -> tuple[WrittenDown, PlayedNginx]:
     nothing = cast("Any", SimpleNamespace())
     leases = PortLeases(range(24001, 24011))
     leases.quarantine(24005, 100.0, service="chat")
-    shared = Shared(cast("Any", nginx), leases, nothing, nothing, nothing, nothing, nothing, nothing, Problems())
+    fleet = cast("Any", SimpleNamespace(ports=SimpleNamespace(told={"chat/r1": (24001, "chat/r1/1:2:3/0")})))
+    shared = Shared(cast("Any", nginx), leases, nothing, nothing, nothing, nothing, nothing, nothing, Problems(), fleet)
     router = SavedRouter("chat", Identity(8, 1, "boot"), RouterPorts(15000, 15001), "secret", "smg", "digest")
     service = SimpleNamespace(
         slots=SimpleNamespace(saved=lambda: [router]),
@@ -65,6 +67,8 @@ async def test_the_next_daemon_reads_what_this_one_wrote(tmp_path: Path, monkeyp
     assert [row["slot"] for row in processes["routers"]["chat"]] == ["chat"]
     assert leases["models"] == {"chat": ["tiny"]}
     assert len(leases["resting"]) == 1
+    assert records.told_from_json(leases) == {"chat/r1": (24001, "chat/r1/1:2:3/0")}
+    assert records.told_from_json({**leases, "boot_id": "another"}) == {}, "a remote engine may be the same"
     following.remove()
     assert await following.read() == ({}, {})
 

@@ -93,6 +93,15 @@ class FleetPorts:
         """The opposite of `listen`."""
         self._listeners.remove(listener)
 
+    @property
+    def told(self) -> Mapping[str, tuple[int, str]]:
+        """For the next daemon: SERVICE/REPLICA -> its port in the table, and the first stay here that was told so."""
+        return self._told
+
+    def recall(self, told: Mapping[str, tuple[int, str]]) -> None:
+        """What an earlier daemon of this boot had told. A port that the table has no more means nothing."""
+        self._told = {**told, **self._told}
+
     # -- what the others are told
 
     def says(self) -> PortsSeen:

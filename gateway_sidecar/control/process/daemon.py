@@ -325,10 +325,9 @@ class Daemon:
         self.shared.nginx.prepare()
         await self.frontends.look(withdraw=False)
         await asyncio.to_thread(self.shared.tunnels.prepare)
-        services = self._services.by_name
         adoption = Adoption(
             self.settings,
-            services,
+            self._services.by_name,
             self.nginx_supervisor,
             self.shared.leases,
             self._departing,
@@ -343,6 +342,7 @@ class Daemon:
         await self.shared.peers.begin(self._have_looked)
         await self.shared.keys.begin(self._have_looked)
         await adoption.take_tenures(leases)
+        self.in_fleet.recall_ports(leases)
 
     def _standing(self) -> Mapping[str, Any]:
         from gateway_sidecar.config.alike import alike_of  # A gateway that works alone imports none of it.

@@ -12,11 +12,14 @@ from gateway_sidecar.control.edge.used_up import who_count
 from gateway_sidecar.control.process.services import Services
 from gateway_sidecar.control.replicas.tenure import Presence
 from gateway_sidecar.control.service import Service
+from gateway_sidecar.control.state import records
 from gateway_sidecar.domain.fleet import AskedDrain, DrainSeen
 from gateway_sidecar.domain.model import ReplicaId
+from gateway_sidecar.errors import StateError
 from gateway_sidecar.sources.api import NAME as API
 from gateway_sidecar.supervision.loops import Loop, Tasks, cancelled
 from gateway_sidecar.telemetry.dates import utc_now
+from gateway_sidecar.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from gateway_sidecar.control.fleet.fleet import Fleet, Telling
@@ -88,6 +91,15 @@ class InFleet:
             await self._fleet.keys.load()
             await self._fleet.certificates.load()
             await self._fleet.acme.load()
+
+    def recall_ports(self, leases: Mapping[str, Any]) -> None:
+        """Takes up which ports stays were told by an earlier daemon."""
+        if self._fleet is None:
+            return
+        try:
+            self._fleet.ports.recall(records.told_from_json(leases))
+        except StateError as error:
+            get_logger().warning("state.ignored", reason=str(error))
 
     def _telling(self, fleet: Fleet) -> Telling:
         from gateway_sidecar.control.fleet.fleet import Telling  # A gateway that works alone imports none of it.

@@ -40,6 +40,7 @@ class WrittenDown:
         self._leave = leave
         self._nginx = shared.nginx
         self._port_leases = shared.leases
+        self._fleet = shared.fleet
         self._services = services
         self._departing = departing
         self._logger = get_logger()
@@ -125,6 +126,7 @@ class WrittenDown:
             "boot_id": boot_id(),
             "services": {n: [records.tenure_to_json(t) for t in s.saved()] for n, s in services.items()},
             "resting": records.resting_to_json(self._port_leases),
+            "told": {} if self._fleet is None else dict(self._fleet.ports.told),
             "models": {n: list(s.hold_policy.models) for n, s in services.items()},
         }
 

@@ -76,6 +76,7 @@ _ROUTER = TypeAdapter(SavedRouter)
 _PORTS = TypeAdapter(tuple[_Port, _Port])
 _BRIDGE_KEY = TypeAdapter(Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{32}$")] | None)
 _RESTING = TypeAdapter(list[tuple[int, FiniteFloat, str]])
+_TOLD = TypeAdapter(dict[str, tuple[_Port, str]])
 _FORGOTTEN_S = 600.0
 """systemd starts a daemon again within two minutes. Who comes later was started by somebody: for another purpose."""
 _VERSION = 1
@@ -178,6 +179,15 @@ def resting_from_json(leases: Mapping[str, Any]) -> list[tuple[int, float, str]]
     """The rows that were written down, with awake seconds. Raises StateError for rows of another form."""
     rows: list[tuple[int, float, str]] = _read(_RESTING, leases.get("resting", []), "resting ports")
     return [(port, awake.from_monotonic(until), service) for port, until, service in rows]
+
+
+def told_from_json(leases: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    """The ports of the fleet that stays of this boot were told, by SERVICE/REPLICA; empty after a reboot.
+
+    After that every stay is new here, while the engine of another machine may be the same. Raises StateError for rows
+    of another form.
+    """
+    return _read(_TOLD, leases.get("told", {}), "ports that were told") if leases.get("boot_id") == boot_id() else {}
 
 
 def identity_to_json(identity: Identity) -> dict[str, object]:

@@ -123,7 +123,8 @@ def _ports(history: FleetHistory) -> Iterator[Violation]:
 
 def _same_ports(history: FleetHistory) -> Iterator[Violation]:
     """The same port everywhere, but where a gateway could not read which one that is when it took its own, or had no
-    daemon when the engine came: then it may take the engine for the one before.
+    daemon when the engine came: then it may take the engine for the one before, if that engine (vLLM over HTTP, say)
+    tells nothing of its start.
     """
     for rest in history.rests:
         last = {it.gateway: it for it in history.views if rest.began < it.at <= rest.ended}
