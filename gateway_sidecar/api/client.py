@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, urlencode, urlsplit
 
+from gateway_sidecar.api.said import Said, read_said
 from gateway_sidecar.errors import AdminError, AdminRefused, ConfigError, DaemonAway, DaemonUnready, NotInForce
 from gateway_sidecar.supervision.lock import holder_of
 
@@ -119,7 +120,7 @@ class Client:
                 connection.request("GET", f"/v1/events{_query({**query, 'follow': 1})}")
                 response = connection.getresponse()
                 if response.status != 200:
-                    answer = cast("models.Error", json.loads(response.read()))
+                    answer = cast("models.Error", read_said(response.read()))
                     raise AdminRefused(response.status, str(answer.get("error")), [], None)
             yield Stream(self.place, connection.sock, response)
         finally:
@@ -266,9 +267,12 @@ class Stream:
         with suppress(OSError, http.client.HTTPException):  # However its end looks, the daemon has ended.
             while line := self._response.readline():
                 try:
-                    yield dict(json.loads(line))
-                except (TypeError, ValueError) as error:
+                    event = read_said(line)
+                except ValueError as error:
                     raise AdminError(f"no usable answer at {self._place}: {error}") from error
+                if not isinstance(event, Said):
+                    raise AdminError(f"no usable answer at {self._place}: not an object")
+                yield event
 
 
 def _connection(place: Place, timeout_s: float | None) -> http.client.HTTPConnection:
@@ -287,10 +291,10 @@ def _exchange(
             else:
                 connection.request(method, target, json.dumps(body).encode(), {"Content-Type": "application/json"})
             response = connection.getresponse()
-            answer = json.loads(response.read())
+            answer = read_said(response.read())
     finally:
         connection.close()
-    if not isinstance(answer, dict):
+    if not isinstance(answer, Said):
         raise AdminError(f"no usable answer at {place}: not an object")
     return response.status, answer
 

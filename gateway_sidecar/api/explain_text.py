@@ -11,7 +11,7 @@ from gateway_sidecar.domain.printable import age, printable
 if TYPE_CHECKING:
     from gateway_sidecar.api.models import Explained, Stay, Step
 
-_STATES = {"ok": "ok", "waiting": "WAITING", "failed": "FAILED", "not reached": "-"}
+_STATES: dict[str, str] = {"ok": "ok", "waiting": "WAITING", "failed": "FAILED", "not reached": "-"}
 _LONGEST = 1000
 _NARROW = 60
 _LEAST = 16
@@ -41,7 +41,7 @@ def _stay(name: str, stay: Stay, width: int | None) -> list[str]:
 
 
 def _step(step: Step, width: int | None) -> list[str]:
-    state = _STATES[step["state"]]
+    state = _STATES.get(step["state"], step["state"])
     deep = 16 if width is None or width >= _NARROW else 4
     lines = wrapped(f"{state:8}{step['name']:7} {step['says']}".rstrip(), width, "  ", deep)
     for each in step["evidence"]:

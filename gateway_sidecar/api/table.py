@@ -75,12 +75,13 @@ def _quotas(status: Status, width: int | None) -> list[str]:
 
 def _about(about: About) -> list[str]:
     file = about["configuration"]
-    on_disk = {
+    words: dict[str, str] = {
         "in force": "and the file on disk is the same",
         "differs": "and the FILE ON DISK DIFFERS: a reload changes",
         "invalid": "and the FILE ON DISK IS INVALID:",
         "unreadable": "and the FILE ON DISK CANNOT BE READ:",
-    }[file["on_disk"]]
+    }
+    on_disk = words.get(file["on_disk"], file["on_disk"])  # A later daemon may know another word.
     version = f"daemon {about['version']} (pid {about['pid']})"
     if about["version"] != __version__:
         version += f", this command is {__version__}: restart the daemon to update it"

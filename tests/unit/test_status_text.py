@@ -105,6 +105,13 @@ def test_a_file_that_is_not_in_force_is_told_with_what_differs() -> None:
     assert "PROBLEM: a reload would change chat: router" in render_problems(answer)
 
 
+def test_a_word_that_only_a_later_daemon_knows_is_shown_as_it_is() -> None:
+    """A command may be older than its daemon."""
+    answer = status(replica("r1"))
+    answer["daemon"]["configuration"]["on_disk"] = "gone"
+    assert "configuration loaded 2h00m ago, gone\n" in render_status(answer) + "\n"
+
+
 def test_a_gateway_that_leaves_says_so_first_and_among_the_problems() -> None:
     """Whoever asks what is amiss wants to know why no request comes; and the other gateways of a store say it, too."""
     others = [
