@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from gateway_sidecar.domain.store_memory import NOT_OURS
 
 _DAY_S = 86400.0
+CLOCKS_APART_S = _DAY_S
+"""So far the clocks of a fleet's machines may be apart: a certificate begins so much before it is made."""
 AUTHORITY_S = 3650 * _DAY_S
 CERTIFICATE_S = 90 * _DAY_S
 RENEW_S = CERTIFICATE_S / 3
@@ -66,5 +68,5 @@ def signer(authorities: Sequence[Authority], now: float) -> Authority | None:
 
 
 def is_due(ends: float, now: float) -> bool:
-    """Whether a certificate that ends then is to be renewed."""
-    return ends - now < RENEW_S
+    """Whether a certificate that ends then is to be renewed: soon it ends, or a clock that was ahead made it."""
+    return not RENEW_S <= ends - now <= CERTIFICATE_S + CLOCKS_APART_S

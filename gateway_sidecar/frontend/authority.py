@@ -21,10 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from gateway_sidecar.domain.fleet_authority import Authority
-
-_BACK_S = 86400.0
-"""So much earlier a certificate begins: the clocks of a fleet's machines do not run alike."""
+from gateway_sidecar.domain.fleet_authority import CLOCKS_APART_S, Authority
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +84,7 @@ def _dated(begins: float, ends: float) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
         .serial_number(x509.random_serial_number())
-        .not_valid_before(datetime.datetime.fromtimestamp(begins - _BACK_S, datetime.UTC))
+        .not_valid_before(datetime.datetime.fromtimestamp(begins - CLOCKS_APART_S, datetime.UTC))
         .not_valid_after(datetime.datetime.fromtimestamp(ends, datetime.UTC))
     )
 

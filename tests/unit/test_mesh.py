@@ -161,6 +161,12 @@ def test_a_certificate_is_renewed_with_a_third_of_its_time_left() -> None:
     assert is_due(ends, NOW + CERTIFICATE_S * 2 / 3 + 1)
 
 
+def test_a_certificate_that_was_made_by_a_clock_that_was_ahead_is_renewed() -> None:
+    """It begins in the future, so no other gateway believes it. A day is what clocks may be apart."""
+    assert not is_due(NOW + CERTIFICATE_S + DAY_S - 1, NOW)
+    assert is_due(NOW + CERTIFICATE_S + DAY_S + 1, NOW)
+
+
 def test_what_is_no_authority_is_none() -> None:
     """Of a store that anybody may write to."""
     good = [authority(NOW)]
