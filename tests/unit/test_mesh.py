@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway_sidecar.control.fleet.address import address_towards
-from gateway_sidecar.control.fleet.authorities import KEY
+from gateway_sidecar.control.fleet.authorities import KEY, FleetAuthorities
 from gateway_sidecar.domain.fleet_authority import (
     AUTHORITY_S,
     CERTIFICATE_S,
@@ -213,3 +213,18 @@ async def test_a_fleet_makes_one_authority_and_knows_it_without_the_store(tmp_pa
         del c.fleet.remembered.memory.known.entries[KEY]  # type: ignore[union-attr]
         with pytest.raises(StoreError):
             await c.fleet.mesh.authorities.current()
+
+
+@in_fake_time
+async def test_a_gateway_whose_clock_is_ten_years_ahead_takes_no_authority_away(tmp_path: Path) -> None:
+    """It believes that the fleet's has ended, and makes its own: that of the others goes on signing."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        right, ahead_s = a.fleet.mesh.authorities, AUTHORITY_S + DAY_S
+        [fleets_own] = await right.current()
+        ahead = FleetAuthorities(b.store, b.fleet.reflector, lambda: NOW + ahead_s)
+        [other] = await ahead.current()
+        assert other.made == NOW + ahead_s
+        assert authorities_in(them.held.entries[KEY].value) == await right.current() == [fleets_own, other]
+        assert signer(await right.current(), NOW) == fleets_own
+        assert await ahead.current() == [other], "once"

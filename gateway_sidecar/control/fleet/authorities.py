@@ -55,16 +55,17 @@ class FleetAuthorities:
     async def _brought_up_to_date(self) -> Sequence[Authority]:
         for _ in range(_TRIES):
             entry, now = await self._reflector.read_one(KEY), self._now()
-            there = in_force(authorities_in(entry.value if entry is not None else None), now)
-            if not needs_next(there, now):
-                return there
+            there = authorities_in(entry.value if entry is not None else None)
+            if not needs_next(in_force(there, now), now):
+                return in_force(there, now)
             from gateway_sidecar.frontend.authority import make_authority  # It takes 8 MB.
 
+            # Those that have ended stay: by the others' clocks they may not have.
             fresh = [*there, await asyncio.to_thread(make_authority, now, AUTHORITY_S)]
             try:
                 revision = await self._store.swap(KEY, text_of(fresh), seen=entry.revision if entry else None)
             except StoreConflict:
                 continue  # Another gateway made one just now.
             self._reflector.note_write(KEY, text_of(fresh), revision)
-            return fresh
+            return in_force(fresh, now)
         raise StoreError(f"'{KEY}' is written by others all the time; try again")
