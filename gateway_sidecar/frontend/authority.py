@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -55,7 +56,10 @@ def make_authority(now: float, lasts_s: float) -> Authority:
 def sign(authority: Authority, name: str, address: str, now: float, ends: float) -> Signed:
     """A certificate of this IP address, as a server's and as a client's. Raises ValueError for what is no authority."""
     issuer = x509.load_pem_x509_certificate(authority.certificate.encode())
-    issuer_key = load_pem_private_key(authority.key.encode(), None)
+    try:
+        issuer_key = load_pem_private_key(authority.key.encode(), None)
+    except (TypeError, UnsupportedAlgorithm) as error:  # It is encrypted, or of no sort that is known.
+        raise ValueError(f"the authority has a key that cannot be used: {error}") from error
     if not isinstance(issuer_key, ec.EllipticCurvePrivateKey):
         raise ValueError(  # noqa: TRY004 - it is the value that is wrong
             "the authority has a key of another sort than this daemon makes"

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import socket
+from base64 import b64encode
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from gateway_sidecar.control.fleet.address import address_towards
 from gateway_sidecar.control.fleet.authorities import KEY, FleetAuthorities
@@ -35,6 +45,8 @@ from tests.unit.test_fleet import fleets
 
 NOW = 1.8e9
 DAY_S = 86400.0
+EC_KEYS, STRANGE_KEYS = bytes.fromhex("06072a8648ce3d0201"), bytes.fromhex("06072a8648ce3d027f")
+"""How a key says of which sort it is: ours, and one that is not known."""
 URL = "http://127.0.0.1:24001"
 
 
@@ -228,3 +240,29 @@ async def test_a_gateway_whose_clock_is_ten_years_ahead_takes_no_authority_away(
         assert authorities_in(them.held.entries[KEY].value) == await right.current() == [fleets_own, other]
         assert signer(await right.current(), NOW) == fleets_own
         assert await ahead.current() == [other], "once"
+
+
+def test_an_authority_whose_key_cannot_be_used_is_refused_as_any_other() -> None:
+    """Somebody else wrote it into the store: it is encrypted, on another curve, or of no sort that is known."""
+    good = make_authority(NOW, AUTHORITY_S)
+    own = load_pem_private_key(good.key.encode(), None)
+    encrypted = own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")).decode()
+    unknown = own.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()).replace(EC_KEYS, STRANGE_KEYS)
+    strange = f"-----BEGIN PRIVATE KEY-----\n{b64encode(unknown).decode()}\n-----END PRIVATE KEY-----\n"
+    other = X25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    for key in (encrypted, strange, other, "", "x"):
+        with pytest.raises(ValueError, match=r"encrypted|Unknown key type|of another sort|Unable to load"):
+            sign(replace(good, key=key), "x", "192.0.2.7", NOW, NOW + CERTIFICATE_S)
+
+
+@in_fake_time
+async def test_a_router_is_started_without_mesh_if_the_authority_cannot_sign(tmp_path: Path) -> None:
+    """Nothing depends on the mesh."""
+    async with fleets(tmp_path) as them:
+        good = make_authority(NOW, AUTHORITY_S)
+        own = load_pem_private_key(good.key.encode(), None)
+        encrypted = own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")).decode()
+        them.held.write(KEY, text_of([replace(good, key=encrypted)]))
+        a = await them.start("a")
+        assert await a.fleet.mesh.join("chat", "chat", lambda _: 23005) is None
+        assert "encrypted" in a.fleet.mesh.troubles["chat"]
