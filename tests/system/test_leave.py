@@ -192,8 +192,12 @@ async def test_a_gateway_that_refuses_requests_is_taken_back(make_gateway: MakeG
     async with asyncio.timeout(60):
         while not await refuses(gateway):
             await asyncio.sleep(0.02)
+    async with asyncio.timeout(60):  # The daemon looks whether nginx has done so.
+        while not (await gateway.cli("status", "--problems"))[1].startswith(
+            "LEAVING (draining): no new requests are taken"
+        ):
+            pass
     assert "  -/-: go on leaving: no new requests are taken" in (await gateway.cli("plan"))[1]
-    assert (await gateway.cli("status", "--problems"))[1].startswith("LEAVING (draining): no new requests are taken")
     assert await post(gateway, "/v1/join") == (200, {"joined": True})
     assert await said(gateway) == 200
     busy.behave(token_interval_s=0.0)
@@ -263,6 +267,10 @@ async def test_a_daemon_that_is_started_again_goes_on_leaving(
                 await asyncio.sleep(0.02)
         assert await gateway.terminate() == 0
         assert await refuses(gateway)
+    assert follower.stdout is not None
+    async with asyncio.timeout(60):
+        while b"the daemon is away" not in await follower.stdout.readline():
+            pass
     await gateway.start(ready=False)
     after = await until_phase(gateway, phase)
     assert after["pid"] != before["pid"]
@@ -275,7 +283,6 @@ async def test_a_daemon_that_is_started_again_goes_on_leaving(
         assert (await gateway.cli("reload"))[0] == 0
     out, err = await follower.communicate()
     assert (follower.returncode, err) == (LEFT, b""), out + err
-    assert b"the daemon is away" in out
     assert await has_ended(gateway) == BY_COMMAND
     await gateway.start()
     await until_said(gateway, 200)
