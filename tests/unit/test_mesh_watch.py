@@ -18,7 +18,7 @@ from gateway_sidecar.control.process import mesh_watch
 from gateway_sidecar.control.process.mesh_watch import MeshWatch
 from gateway_sidecar.domain.fleet_authority import AUTHORITY_S, CERTIFICATE_S, Authority, text_of
 from gateway_sidecar.domain.mesh import MeshNode
-from gateway_sidecar.errors import MetricsError, RouterUnavailable, StoreAway
+from gateway_sidecar.errors import MetricsError, RouterUnavailable, StoreAway, StoreFull
 from gateway_sidecar.routers.base import MeshMember, RouterPorts
 from gateway_sidecar.supervision.loops import Tasks, cancelled
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -62,6 +62,7 @@ class PlayedMesh:
         self.seen: dict[str, frozenset[str]] = {}
         self.troubles: dict[str, str] = {}
         self.signer = 0.0
+        self.is_heard = True
 
     def trusts_the_fleet(self, it: MeshMember) -> bool:
         return self.signer in (0.0, *it.trusts)
@@ -208,6 +209,49 @@ async def test_the_earlier_one_says_whom_it_sees_and_stays(monkeypatch: pytest.M
         monkeypatch.setattr(it.watch._pages, "read", refuse)
         await asyncio.sleep(60)
         assert it.describe() == "with gw-3"
+
+
+@in_fake_time
+async def test_while_the_store_is_away_no_router_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others said before this router was there is no word about it, and nobody would learn of another place."""
+    async with stage(monkeypatch) as it:
+        it.mesh.nodes = [FIRST]
+        await asyncio.sleep(20)
+        it.mesh.is_heard = False
+        it.service.router.mesh = place("gw-2.chat.2")  # Replaced by a reload: it has joined by what was known.
+        await asyncio.sleep(3600)
+        it.service.router.mesh = None  # It ended, and was started again in its place.
+        await asyncio.sleep(3600)
+        assert it.service.replaced == 1
+        it.mesh.is_heard = True
+        await asyncio.sleep(6)
+        assert (it.service.replaced, it.describe()) == (2, "not connected to gw-1")
+
+
+@in_fake_time
+async def test_who_cannot_read_the_store_or_write_to_it_is_not_heard(tmp_path: Path) -> None:
+    """A full store says what the others told, and nothing of this gateway's new place."""
+    async with fleets(tmp_path) as them:
+        a = await them.start("a")
+        assert await a.fleet.mesh.join("chat", "chat", lambda _host: 23005) is not None
+        assert a.fleet.mesh.is_heard
+        a.store.failing = StoreAway("nobody answers")
+        await asyncio.sleep(6)
+        assert not a.fleet.mesh.is_heard
+        a.store.failing = None
+        await asyncio.sleep(6)
+        assert a.fleet.mesh.is_heard
+
+        async def refuse(*_args: object, **_options: object) -> int:
+            raise StoreFull("no room")
+
+        swap, a.store.swap = a.store.swap, refuse
+        assert await a.fleet.mesh.join("chat", "chat~next", lambda _host: 23006) is not None
+        await asyncio.sleep(60)
+        assert not a.fleet.mesh.is_heard
+        a.store.swap = swap
+        await asyncio.sleep(6)
+        assert a.fleet.mesh.is_heard
 
 
 @in_fake_time

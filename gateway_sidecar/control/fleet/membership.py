@@ -87,6 +87,11 @@ class Membership:
         """What this gateway's keys end with, while the others see it."""
         return self._lease if self._told is not None else None
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether what this gateway tells reaches the others, and what they tell reaches this one, as far as known."""
+        return self._reflector.is_up and self.lease is not None
+
     def has_told(self, text: str) -> bool:
         """Whether the others can read this text in what they were told of this gateway."""
         known = self._reflector.known

@@ -110,6 +110,11 @@ class FleetMesh:
             self._sees[place.name] = seen
             self._membership.touch()
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether the others learn of a place now, and what they said of theirs is as it stands."""
+        return self._membership.is_heard
+
     def trusts_the_fleet(self, place: MeshMember) -> bool:
         """Whether the router there believes what the fleet's authority signs now."""
         now_signs = signer(self.authorities.known, self._now())

@@ -93,6 +93,9 @@ class MeshWatch:
         place = service.router.mesh
         if place is not None:
             await self._read(service, place, it)
+        if not self._mesh.is_heard:
+            it.apart_since = None  # Nobody would learn of a place, and what others said may be from before this one.
+            return
         why = self._why_now(place) or await self._why_apart(service, place, it)
         if why and service.has_looked and service.book.listed and awake.now() >= it.next_at:
             it.joining = self._tasks.spawn(self._join(service, it, why))
