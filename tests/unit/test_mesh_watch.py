@@ -47,7 +47,8 @@ class PlayedService:
         self.fails = ""
         self.replaced = 0
 
-    async def replace(self) -> None:
+    async def replace(self, *, only_in_mesh: bool) -> None:
+        assert only_in_mesh
         self.replaced += 1
         if self.fails:
             raise RouterUnavailable(self.fails)

@@ -14,6 +14,7 @@ from gateway_sidecar.control.routers import replacement
 from gateway_sidecar.control.routers.unit import RouterUnit
 from gateway_sidecar.domain.model import WorkerSpec, WorkerStatus
 from gateway_sidecar.errors import RouterRefused, RouterUnavailable
+from gateway_sidecar.routers.base import MeshMember
 from tests.unit.fake_time import in_fake_time
 from tests.unit.world import PlayedRouter, World, Worlds
 
@@ -152,6 +153,29 @@ async def test_a_replacement_that_fails_names_the_worker_that_the_new_router_ref
         why = f"1 of its workers did not become ready in time; {url}: it speaks HTTP only"
         assert str(failed.value) == f"the new router was not put in place: {why}"
         assert world.serves("r1", "r2")
+
+
+@in_fake_time
+async def test_a_router_that_is_replaced_for_the_mesh_stays_if_the_new_one_gets_no_place(worlds: Worlds) -> None:
+    """It would lose its prefix tree for nothing. Why there is no place, the mesh itself says."""
+    async with worlds() as world:
+        world.appear("r1")
+        await world.until(lambda: world.serves("r1"))
+        slots, process = world.service.slots, world.process
+        with pytest.raises(RouterUnavailable) as failed:
+            await slots.replace(only_in_mesh=True)
+        assert str(failed.value) == "the new router was not put in place: it has no place in the mesh"
+        assert (world.process, slots.problem) == (process, "")
+        assert [unit.router.slot for unit in slots.units] == ["chat"]
+        world.place = place = MeshMember("gw-1.chat.1", "10.0.0.1", 23003, "", "/ca", "/certificate", "/key", 1.9e9)
+        await slots.replace(only_in_mesh=True)
+        assert world.process is not process
+        assert world.process.mesh == place
+        world.process.end()  # One in service begins again in its place, outside of the mesh.
+        await world.until(lambda: world.process.epoch == 2)
+        world.place = None
+        await slots.replace()
+        assert world.process.mesh is None, "for anything else it is replaced all the same"
 
 
 @in_fake_time

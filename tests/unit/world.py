@@ -374,6 +374,7 @@ class PlayedProcess:
         self.clients: list[PlayedClient] = []
         self.ports: RouterPorts | None = None
         self.mesh: MeshMember | None = None
+        self.place: MeshMember | None = None
         self.joins = False
         self.process: None = None
         self.is_adopted = False
@@ -406,6 +407,7 @@ class PlayedProcess:
             await asyncio.sleep(0.1)
             self.is_adopted = False
             await self.close_client()
+            self.mesh = self.place if self.joins and not self.epoch else None
             self.router, self.ports = PlayedRouter(), RouterPorts(16000 + 2 * self.pid, 16001 + 2 * self.pid)
             self.client = self.another_client()
             self.epoch += 1
@@ -479,6 +481,8 @@ class World:
         self.connections: Counter[Place] = Counter()
         self.liveness_connections: dict[str, list[_LivenessConnection]] = {}
         self.moved = self.written = 0
+        self.place: MeshMember | None = None
+        """What the next router gets in the mesh, if it joins."""
         self.log: list[Any] = []
         self._loops: list[asyncio.Task[None]] = []
         described = {"name": "chat", "listen": "127.0.0.1:1", "replicas": {"sockets": f"{directory}/{{replica}}.sock"}}
@@ -640,6 +644,7 @@ class World:
 
     def _make_router(self, settings: ServiceSettings, slot: str, on_change: Callable[[], None]) -> RouterProcess:
         made = PlayedProcess(settings.name, slot, len(self.routers) + 1, on_change)
+        made.place = self.place
         self.routers.append(made)
         return cast("RouterProcess", cast("Any", made))
 

@@ -140,7 +140,7 @@ class MeshWatch:
         it.apart_since = None
         self._logger.info("mesh.joining", service=service.name, reason=why)
         try:
-            await service.slots.replace()
+            await service.slots.replace(only_in_mesh=True)
         except RouterUnavailable as error:
             self._logger.warning("mesh.not_joined", service=service.name, reason=str(error))
         else:

@@ -205,12 +205,14 @@ class RouterSlots:
         for slot in self.names:
             self._private_ports.give_back(slot)
 
-    async def replace(self) -> None:
+    async def replace(self, *, only_in_mesh: bool = False) -> None:
         """Puts a new router, as the settings have it now, in the place of the old one. No request fails.
 
         The new one is started beside the old and given every worker; then the service address leads to it, and the
         old one finishes what it has begun, in the background. Raises RouterUnavailable, the old one kept, if the new
         one does not get there.
+
+        only_in_mesh: nothing but a place in the mesh is gained, so a new router without one is not put in place.
         """
         await self._replacing.acquire()
         try:
@@ -222,7 +224,7 @@ class RouterSlots:
             new.router.join_mesh()
             new.start()
             try:
-                await self._until_equal(new)
+                await self._until_equal(new, only_in_mesh=only_in_mesh)
                 # Changes nothing, unless the successor is of another kind, or had to take another port.
                 await self._move_address(self.service)
                 self._point(self.service, new.router.slot)
@@ -236,7 +238,8 @@ class RouterSlots:
                     raise
                 why = str(error) or new.router.reason or unready
                 text = f"the new router was not put in place: {why}"
-                self._not_replaced = _NotReplaced(old.router.pid, text, self.settings.router)
+                if not (only_in_mesh and _is_outside(new)):  # Of the mesh `status` says by itself why.
+                    self._not_replaced = _NotReplaced(old.router.pid, text, self.settings.router)
                 raise RouterUnavailable(text) from error
             self.active = new
             self._queue.add(Part.ROUTERS, urgent=True)
@@ -304,15 +307,20 @@ class RouterSlots:
         except RouterUnavailable as error:
             self._logger.error("router.not_replaced", reason=str(error))
 
-    async def _until_equal(self, new: RouterUnit) -> None:
+    async def _until_equal(self, new: RouterUnit, *, only_in_mesh: bool) -> None:
         """Returns when the new router has every worker that the old one has, as the loop compares them.
 
-        Raises TimeoutError, and RouterUnavailable as soon as it refuses its arguments, or cannot be started at all.
+        Raises TimeoutError, and RouterUnavailable as soon as it refuses its arguments, cannot be started at all, or
+        runs without the place in the mesh that it must have.
         """
         async with within(self.settings.router.start_timeout_s + MOST_PATIENCE_S):
-            while not self._is_equal:
+            while True:
                 if new.router.state is RouterState.REFUSED or new.router.cannot_start:
                     raise RouterUnavailable(new.router.reason)
+                if only_in_mesh and _is_outside(new):
+                    raise RouterUnavailable("it has no place in the mesh")
+                if self._is_equal:
+                    return
                 await asyncio.sleep(_POLL_S)
 
     def _unready(self, new: RouterUnit) -> str:
@@ -348,3 +356,8 @@ class RouterSlots:
         with suppress(ProcessError):  # No port is free for a router that may never be needed.
             self.prepare()
         self._queue.add(Part.ROUTERS)
+
+
+def _is_outside(unit: RouterUnit) -> bool:
+    """Whether the router was started without a place in a mesh: none was to be had, or it ended and began again."""
+    return unit.router.ports is not None and unit.router.mesh is None
