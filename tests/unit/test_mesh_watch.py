@@ -42,7 +42,7 @@ class PlayedService:
         self.rounds: Mapping[str, float] = {}
         setup = SimpleNamespace(wants_mesh=wants, read_mesh=lambda _page: self.rounds)
         self.router = SimpleNamespace(up=True, setup=setup, mesh=None, ports=RouterPorts(1, 2))
-        self.slots = SimpleNamespace(replace=self.replace)
+        self.slots = SimpleNamespace(replace=self.replace, is_replacing=False, names=("chat", "chat~next"))
         self.next: MeshMember | None = place("gw-2.chat.1")
         self.fails = ""
         self.replaced = 0
@@ -210,6 +210,23 @@ async def test_the_earlier_one_says_whom_it_sees_and_stays(monkeypatch: pytest.M
         monkeypatch.setattr(it.watch._pages, "read", refuse)
         await asyncio.sleep(60)
         assert it.describe() == "with gw-3"
+
+
+@in_fake_time
+async def test_a_router_that_is_being_replaced_is_not_replaced_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the mesh is switched on by a restart. Until the old one has ended, what the new one sees is told."""
+    async with stage(monkeypatch) as it:
+        it.service.slots.is_replacing = True
+        await asyncio.sleep(60)
+        it.service.router.mesh = it.service.next
+        it.mesh.nodes = [MeshNode("gw-3", "gw-3.chat.1", "192.0.2.3:1")]
+        it.service.rounds = {"gw-3.chat.1": 5.0}
+        await asyncio.sleep(600)
+        assert (it.service.replaced, it.describe()) == (0, "with gw-3")
+        it.service.slots.is_replacing = False
+        it.service.router.mesh = None
+        await asyncio.sleep(6)
+        assert it.service.replaced == 1
 
 
 @in_fake_time

@@ -156,6 +156,26 @@ async def test_a_replacement_that_fails_names_the_worker_that_the_new_router_ref
 
 
 @in_fake_time
+async def test_a_router_is_being_replaced_from_when_that_is_due_until_the_old_one_has_ended(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who replaces routers for the mesh waits for it."""
+    async with worlds() as world:
+        world.appear("r1")
+        await world.until(lambda: world.serves("r1"))
+        slots, old = world.service.slots, world.process
+        await world.until(lambda: not slots.is_replacing)
+        monkeypatch.setattr(replacement, "open_connections", lambda ports: Counter(dict.fromkeys(ports, 1)))
+        slots.note_memory(1 << 50)
+        assert slots.is_replacing
+        await world.until(lambda: world.process is not old)
+        await asyncio.sleep(60)
+        assert slots.is_replacing, "the old one has a stream"
+        monkeypatch.setattr(replacement, "open_connections", lambda _ports: Counter[int]())
+        await world.until(lambda: not slots.is_replacing)
+
+
+@in_fake_time
 async def test_a_router_that_is_replaced_for_the_mesh_stays_if_the_new_one_gets_no_place(worlds: Worlds) -> None:
     """It would lose its prefix tree for nothing. Why there is no place, the mesh itself says."""
     async with worlds() as world:

@@ -97,6 +97,8 @@ class MeshWatch:
             it.apart_since = None  # Nobody would learn of a place, and what others said may be from before this one.
             return
         why = self._why_now(place) or await self._why_apart(service, place, it)
+        if service.slots.is_replacing:
+            return  # Its successor joins, too: another one would lose what that one knows for nothing.
         if why and service.has_looked and service.book.listed and awake.now() >= it.next_at:
             it.joining = self._tasks.spawn(self._join(service, it, why))
 

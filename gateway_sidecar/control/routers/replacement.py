@@ -113,6 +113,11 @@ class RouterSlots:
         return any(unit.router.mesh is not None for unit in self.units)
 
     @property
+    def is_replacing(self) -> bool:
+        """Whether a router is being replaced, or about to be, or one that was replaced has not ended yet."""
+        return self._replacing.locked() or (self._renewing is not None and not self._renewing.done())
+
+    @property
     def names(self) -> tuple[str, str]:
         """The slots' names."""
         return self.service, self.service + SUCCESSOR
@@ -254,8 +259,7 @@ class RouterSlots:
         limit_mb = self.settings.router.memory_limit_mb
         if limit_mb == "auto":
             limit_mb = router_share_mb()
-        is_renewing = self._renewing is not None and not self._renewing.done()
-        if limit_mb is None or rss_bytes <= limit_mb * 1024 * 1024 or self._replacing.locked() or is_renewing:
+        if limit_mb is None or rss_bytes <= limit_mb * 1024 * 1024 or self.is_replacing:
             return
         now = awake.monotonic()
         if now < self._may_outgrow_at:
