@@ -137,6 +137,7 @@ async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Fi
     findings += _files(settings)
     findings += await asyncio.to_thread(_admin, settings)
     findings += await _store(settings)
+    findings += list(address_findings(settings))
     findings += await asyncio.to_thread(_bridge_key, settings)
     findings += await asyncio.to_thread(lambda: list(acme_findings(settings)))
     findings += root_findings()
@@ -430,6 +431,20 @@ async def _store(settings: Settings) -> list[Finding]:
         *([Finding(Level.WARN, f"store: {differ}; give all gateways of the fleet the same")] if differ else []),
         *_kept_in_store(settings, snapshot),
     ]
+
+
+def address_findings(settings: Settings) -> Iterator[Finding]:
+    """Whether routers in a mesh can listen where the other gateways are to find them."""
+    store = settings.store
+    if store is None or store.address is None:
+        return
+    from gateway_sidecar.control.fleet.address import proved_ours  # A gateway that works alone imports none of it.
+
+    if any(getattr(it.router, "mesh", False) for it in settings.services):
+        try:
+            proved_ours(store.address)
+        except OSError as error:
+            yield Finding(Level.FAIL, str(error))
 
 
 def _kept_in_store(settings: Settings, snapshot: Snapshot | None) -> Iterator[Finding]:

@@ -55,8 +55,8 @@ class StoreSettings(Part):
 
     address: AddressOfGateway | None = Field(
         default=None,
-        description="This gateway's IP address, at which other gateways reach its routers (`router.mesh`). By default"
-        " it is the address that this machine has on its way to the store.",
+        description="An IP address of this machine, at which other gateways reach this one's routers (`router.mesh`)."
+        " By default it is the address that this machine has on its way to the store.",
         examples=["10.0.0.1"],
     )
 

@@ -20,8 +20,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from gateway_sidecar.check import address_findings
+from gateway_sidecar.config import parse_config
 from gateway_sidecar.control.fleet.address import address_towards
 from gateway_sidecar.control.fleet.authorities import KEY, FleetAuthorities
+from gateway_sidecar.control.fleet.build import FleetPlaces, build_fleet
+from gateway_sidecar.domain.findings import Level
 from gateway_sidecar.domain.fleet_authority import (
     AUTHORITY_S,
     CERTIFICATE_S,
@@ -34,14 +38,18 @@ from gateway_sidecar.domain.fleet_authority import (
     signer,
     text_of,
 )
+from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.mesh import MeshNode, mark_of, marked, nodes_of, unconnected, unmarked
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Overrides
 from gateway_sidecar.domain.planning import worker_urls
 from gateway_sidecar.errors import StoreAway, StoreError
 from gateway_sidecar.frontend.authority import bundle_of, make_authority, sign
 from gateway_sidecar.nginx.link_marks import LinkMarks
+from gateway_sidecar.telemetry.metrics import Metrics
+from gateway_sidecar.telemetry.problems import Problems
 from tests.unit.fake_time import in_fake_time
 from tests.unit.test_fleet import fleets
+from tests.unit.test_used_up import PlayedUsage
 
 NOW = 1.8e9
 DAY_S = 86400.0
@@ -87,6 +95,28 @@ def test_this_machines_address_is_the_one_on_its_way_to_the_store(monkeypatch: p
         address_towards([])
     with pytest.raises(OSError, match="no way to etcd-1: not known"):
         address_towards([("etcd-1", 2379)])
+
+
+@in_fake_time
+async def test_an_address_that_is_not_this_machines_is_named(tmp_path: Path) -> None:
+    """As behind NAT, where the machine has another one: routers cannot listen there, whatever ports are free."""
+    text = """
+store: {etcd: {endpoints: ["http://127.0.0.1:2379"]}, address: ADDRESS}
+services: [{name: chat, listen: 127.0.0.1:30000, replicas: {}, router: {mesh: true}}]
+"""
+    why = "store.address: 203.0.113.7 is no address of this machine (Cannot assign requested address)"
+    elsewhere = parse_config(text.replace("ADDRESS", "203.0.113.7"))
+    assert [(it.level, it.text) for it in address_findings(elsewhere)] == [(Level.FAIL, f"{why}; use one of its own")]
+    assert elsewhere.store is not None
+    places = FleetPlaces(tmp_path, tmp_path / "challenges", tmp_path / "mesh")
+    leases = PortLeases(range(24001, 24021))
+    fleet = build_fleet(places, elsewhere.store, leases, PlayedUsage(), Problems(), Metrics())
+    with pytest.raises(OSError, match=r"203\.0\.113\.7 is no address of this machine"):
+        fleet.mesh._address()
+    await fleet.close(leaves=False)
+    without = parse_config(text.replace("ADDRESS", "203.0.113.7").replace("mesh: true", "mesh: false"))
+    here = parse_config(text.replace("ADDRESS", "127.0.0.1"))
+    assert [list(address_findings(it)) for it in (without, here)] == [[], []]
 
 
 def test_a_port_that_is_another_replicas_does_not_keep_the_mark_of_the_one_before(tmp_path: Path) -> None:

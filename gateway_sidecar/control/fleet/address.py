@@ -1,4 +1,4 @@
-"""The address of this machine by which the others of its fleet reach it, where nobody has said it."""
+"""The address of this machine by which the others of its fleet reach it: the one that was set, or that is found."""
 
 from __future__ import annotations
 
@@ -21,3 +21,14 @@ def address_towards(places: Iterable[tuple[str, int]]) -> str:
         except OSError as error:
             problem = OSError(f"this machine's address is not known, as it has no way to {host}: {error.strerror}")
     raise problem
+
+
+def proved_ours(host: str) -> str:
+    """The address that was set, which must be one of this machine's: routers listen there. Raises OSError."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+    except OSError as error:
+        text = f"store.address: {host} is no address of this machine ({error.strerror}); use one of its own"
+        raise OSError(text) from error
+    return host

@@ -11,7 +11,7 @@ from gateway_sidecar.config.places import acme_in, stored_certificates_in, store
 from gateway_sidecar.config.store import StoreSettings
 from gateway_sidecar.control.edge.used_up import Usage
 from gateway_sidecar.control.fleet.acme import FleetAcme
-from gateway_sidecar.control.fleet.address import address_towards
+from gateway_sidecar.control.fleet.address import address_towards, proved_ours
 from gateway_sidecar.control.fleet.alike import Alike
 from gateway_sidecar.control.fleet.authorities import FleetAuthorities
 from gateway_sidecar.control.fleet.certificates import FleetCertificates
@@ -76,7 +76,9 @@ def build_fleet(
     where = STORES[kind].show(of_kind)
 
     def address() -> str:
-        return settings.address or address_towards(STORES[kind].places(of_kind))
+        if settings.address is not None:
+            return proved_ours(settings.address)
+        return address_towards(STORES[kind].places(of_kind))
 
     mesh = FleetMesh(membership, FleetAuthorities(store, reflector, today), address, places.mesh, today)
     of_replicas, of_frontends = (replicas, drains, seen, ports), (keys, certificates, acme)

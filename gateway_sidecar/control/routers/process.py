@@ -62,7 +62,7 @@ class PrivatePorts(Protocol):
         ...
 
     def choose_in_mesh(self, slot: str, host: str) -> int:
-        """One more, on an address of this machine, that no router had a moment ago. Raises ProcessError."""
+        """One more, on an address of this machine; the slot's own, unless somebody took it. Raises ProcessError."""
         ...
 
     def restore(self, slot: str, ports: RouterPorts) -> None:
