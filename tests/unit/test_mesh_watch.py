@@ -64,6 +64,10 @@ class PlayedMesh:
         self.troubles: dict[str, str] = {}
         self.signer = 0.0
         self.is_heard = True
+        self.kept: set[str] = set()
+
+    async def keep_only(self, slots: set[str]) -> None:
+        self.kept = slots
 
     def trusts_the_fleet(self, it: MeshMember) -> bool:
         return self.signer in (0.0, *it.trusts)
@@ -133,6 +137,7 @@ async def test_a_service_without_a_mesh_is_left_alone(monkeypatch: pytest.Monkey
     async with stage(monkeypatch, wants=False) as it:
         await asyncio.sleep(60)
         assert (it.service.replaced, it.describe()) == (0, None)
+        assert it.mesh.kept == {"chat", "chat~next"}, "it may just have been given one"
 
 
 @in_fake_time
@@ -310,6 +315,31 @@ async def test_a_router_without_a_place_is_started_all_the_same(tmp_path: Path) 
         a.store.failing = None
         assert await a.fleet.mesh.join("chat", "chat", lambda _host: 23005) is not None
         assert not a.fleet.mesh.troubles
+
+
+@in_fake_time
+async def test_keys_of_a_service_that_was_removed_are_removed(tmp_path: Path) -> None:
+    """They prove to be of the fleet for months. Those of a router that is just being started are left to it."""
+    async with fleets(tmp_path) as them:
+        mesh = (await them.start("a")).fleet.mesh
+        await mesh.keep_only(set())
+        for slot in ("chat", "gone"):
+            assert await mesh.join(slot, slot, lambda _host: 23005) is not None
+        await asyncio.sleep(200)
+        joining = asyncio.create_task(mesh.join("new", "new", lambda _host: 23006))
+        while "new" not in mesh.said({}):
+            await asyncio.sleep(0.001)
+            await mesh.keep_only({"chat"})
+        await mesh.keep_only({"chat"})
+        place = await joining
+        await mesh.keep_only({"chat"})
+        assert place is not None
+        assert all(Path(file).exists() for file in (place.ca, place.certificate, place.key))
+        assert sorted(it.name for it in Path(place.key).parent.parent.iterdir()) == ["chat", "new"]
+        await asyncio.sleep(200)
+        mesh.said({"new": [place]})
+        await mesh.keep_only({"chat"})
+        assert not Path(place.key).exists(), "its service was removed, too"
 
 
 @in_fake_time

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,6 +67,8 @@ class FleetMesh:
         self._address = address
         self._directory = directory
         self._now = now
+        self._writing = asyncio.Lock()
+        """Held while certificates are written or removed."""
         self._joining: dict[str, _Joining] = {}
         self._live: Live = {}
         self._sees: dict[str, frozenset[str]] = {}
@@ -78,15 +81,21 @@ class FleetMesh:
         try:
             host = await asyncio.to_thread(self._address)
             authorities = await self.authorities.current()
-            place = await asyncio.to_thread(self._made, slot, host, choose_port(host), authorities)
+            async with self._writing:
+                place = await asyncio.to_thread(self._made, slot, host, choose_port(host), authorities)
+                self._joining[slot] = _Joining(service, place, awake.now())
         except (StoreError, ProcessError, OSError, ValueError) as error:
             self.troubles[service] = str(error)
             self._logger.warning("mesh.no_place", service=service, reason=str(error))
             return None
         self.troubles.pop(service, None)
-        self._joining[slot] = _Joining(service, place, awake.now())
         await self._until_told(place.name)
         return replace(place, peer=await self._peer(service))
+
+    async def keep_only(self, slots: Collection[str]) -> None:
+        """Removes the certificates of slots that are no more: beside these, only who is just joining keeps them."""
+        async with self._writing:
+            await asyncio.to_thread(self._remove_others, {*slots, *self._joining})
 
     def said(self, live: Live) -> Mapping[str, list[dict[str, object]]]:
         """What the others are told: the places of routers that run, and of those that are being started."""
@@ -142,6 +151,13 @@ class FleetMesh:
             replace_file(file, text)
         trusts = tuple(it.made for it in authorities)
         return MeshMember(name, host, port, "", str(ca), str(certificate), str(key), ends, trusts)
+
+    def _remove_others(self, slots: Collection[str]) -> None:
+        """Blocks."""
+        there = list(self._directory.iterdir()) if self._directory.is_dir() else []
+        for directory in there:
+            if directory.name not in slots:
+                shutil.rmtree(directory, ignore_errors=True)
 
     async def _until_told(self, name: str) -> None:
         self._membership.touch()

@@ -71,6 +71,9 @@ class MeshWatch:
             for service in services.values():
                 if service.router.setup.wants_mesh:
                     await beating(self._look(service))
+            # Of all services: where a reload switches the mesh on, the router in service does not want one yet.
+            slots = {slot for service in self._services().values() for slot in service.slots.names}
+            await beating(self._mesh.keep_only(slots))
             await awake.rest(_LOOK_S)
 
     def describe(self, service: Service) -> str | None:
