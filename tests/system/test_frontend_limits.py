@@ -131,7 +131,7 @@ async def test_requests_at_once(make_gateway: MakeGateway, engine: StartEngine) 
     limited(gateway, {"per": "ip", "path": "/v1/chat", "concurrent": 2})
     await serving(gateway, engine, token_interval_s=0.05)
     began = [asyncio.Event() for _ in range(2)]
-    streams = [asyncio.create_task(stream_chat(gateway, 20, event)) for event in began]
+    streams = [asyncio.create_task(stream_chat(gateway, 60, event)) for event in began]
     for event in began:
         await event.wait()
     body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}

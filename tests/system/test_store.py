@@ -319,13 +319,14 @@ async def test_two_gateways_of_one_name_are_told(start: Start, shared_etcd: Etcd
     )
     name = (await second.status())["store"]["gateway"]
     assert name.startswith("same@")
-    await engine(first.socket("r1"), token_interval_s=0.2)
+    busy = await engine(first.socket("r1"), token_interval_s=0.2)
     await put(first, "r1", first.socket("r1"), wait="serving")
     await until_serving(second, "r1")
-    answering = asyncio.create_task(ask(second, tokens=20))
+    answering = asyncio.create_task(ask(second, tokens=3000))
     await second.until(lambda s: service_of(s)["replicas"][0]["in_flight"] == 1, within_s=_LATE_S)
     status, answer = await drain(first, 1.0)
     assert (status, [(it["name"], it["safe"]) for it in answer["gateways"]]) == (504, [(name, False)])
+    busy.behave(token_interval_s=0.0)
     status, answer = await drain(first, _LATE_S)
     assert (status, answer["drained"], await answering) == (200, True, 200)
 
@@ -503,16 +504,17 @@ async def drain(gateway: Gateway, timeout_s: float) -> tuple[int, dict[str, Any]
 async def test_a_drain_means_the_whole_fleet(start: Start, etcd: Etcd, engine: StartEngine) -> None:
     """Safe to stop is what every living gateway says; a frozen one is named, and counts after its lease and a grace."""
     a, b = await start("a", etcd), await start("b", etcd)
-    await engine(a.socket("r1"), token_interval_s=0.2)
+    busy = await engine(a.socket("r1"), token_interval_s=0.2)
     await put(a, "r1", a.socket("r1"), wait="serving")
     await until_serving(b, "r1")
 
-    answering = asyncio.create_task(ask(b, tokens=20))
+    answering = asyncio.create_task(ask(b, tokens=3000))
     await b.until(lambda s: service_of(s)["replicas"][0]["in_flight"] == 1, within_s=_LATE_S)
     status, answer = await drain(a, 1.0)
     assert (status, answer["drained"], answer["in_flight"]) == (504, False, 0)
     assert [(it["name"], it["safe"]) for it in answer["gateways"]] == [("b", False)]
     assert answer["reason"].startswith("b: ")
+    busy.behave(token_interval_s=0.0)
     status, answer = await drain(a, _LATE_S)
     assert (status, answer["drained"], answer["reason"]) == (200, True, None)
     assert await answering == 200
