@@ -271,7 +271,7 @@ async def test_a_drain_that_only_this_gateway_was_asked_for_is_not_ended_by_the_
     async with of_api(worlds) as world:
         await world.in_use("r1", 0)
         await world.service.drains.drain(R1, 60.0)
-        assert not world.service.drains.is_asked_by_fleet(R1)
+        assert world.service.drains.is_asked_here_alone(R1)
         world.asks.ask("r2", "d1")
         await asyncio.sleep(60)
         assert world.router.ready() == set()
@@ -291,6 +291,7 @@ class Engine:
         self.drained = drained
         self.takes_s = takes_s
         self.later = SAFE
+        self.alone = False
 
     async def drain(self, replica: ReplicaId, timeout_s: float) -> DrainReport:
         await asyncio.sleep(self.takes_s if self.drained else timeout_s)
@@ -298,8 +299,8 @@ class Engine:
             self.drained, 0, 0.1, reason="" if self.drained else "1 connection in flight at this gateway"
         )
 
-    def is_asked_by_fleet(self, replica: ReplicaId) -> bool:
-        return False
+    def is_asked_here_alone(self, replica: ReplicaId) -> bool:
+        return self.alone
 
     def says(self, replica: ReplicaId, asked: str) -> DrainSeen:
         return replace(self.later, id=asked) if self.drained else DrainSeen(asked, False, True, 1)
@@ -485,6 +486,22 @@ async def test_a_drain_that_the_others_cannot_be_asked_for_is_not_safe_and_says_
         assert report.reason == "b: 1 connection in flight; the store cannot be read: no answer in 2 s"
         with pytest.raises(StoreError):
             await a.fleet.drains.take_back(Engine(), R1)  # type: ignore[arg-type]
+
+
+@in_fake_time
+async def test_a_gateway_that_cannot_read_the_store_takes_back_its_own_drain_alone(tmp_path: Path) -> None:
+    """It may not have heard of a drain that another one was asked for: that would go on."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        b.store.failing = StoreAway("no answer in 2 s")
+        a.says[KEY] = SAFE
+        await drain(a, 5.0)
+        here = Engine()
+        assert b.fleet.drains.asked_of("chat") == {}
+        with pytest.raises(StoreError):
+            await b.fleet.drains.take_back(here, R1)  # type: ignore[arg-type]
+        here.alone = True
+        await b.fleet.drains.take_back(here, R1)  # type: ignore[arg-type]
 
 
 @in_fake_time

@@ -128,12 +128,15 @@ class FleetDrains:
         return replace(report, drained=report.drained and not reason, elsewhere=elsewhere, reason=reason)
 
     async def take_back(self, of: Drains, replica: ReplicaId) -> None:
-        """Nobody is asked for it any more. Raises StoreError if others were, and cannot be told; KeyError."""
+        """Nobody is asked for it any more. Raises StoreError if others may have been, and cannot be told; KeyError.
+
+        A drain that this gateway alone was asked for, while the store was away, is its own to take back.
+        """
         key = f"{of.service}/{replica}"
         try:
             await self._write(key, None)
         except StoreError:
-            if key in self.held or of.is_asked_by_fleet(replica):
+            if key in self.held or not of.is_asked_here_alone(replica):
                 raise
 
     @asynccontextmanager

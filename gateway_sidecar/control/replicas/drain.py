@@ -164,9 +164,10 @@ class Drains:
         tenure = self._tenures.current.get(replica)
         return tenure is not None and tenure.sighting.source == API
 
-    def is_asked_by_fleet(self, replica: ReplicaId) -> bool:
-        """Whether the fleet was asked for its drain, and not this gateway alone. Raises KeyError."""
-        return self._tenures.current[replica].drain.asked is not None
+    def is_asked_here_alone(self, replica: ReplicaId) -> bool:
+        """Whether this gateway was asked for its drain, and not the fleet. Raises KeyError."""
+        drain = self._tenures.current[replica].drain
+        return drain.requested and drain.asked is None
 
     def says(self, replica: ReplicaId, asked: str) -> DrainSeen:
         """What the other gateways are told of this drain: whether anything here needs the engine, or may yet."""
