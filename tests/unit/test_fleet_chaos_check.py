@@ -204,6 +204,10 @@ def test_a_gateway_that_was_named_as_dead_may_still_send_there() -> None:
     assert drained(late, safe=SAFE, request=AT_2) == ["safe to stop gets no request"]
     assert drained(late, safe=dead, request=replace(AT_2, via="gw-3")) == ["safe to stop gets no request"]
     assert drained(late, safe=dead) == ["safe to stop gets no request"], "nobody knows where it came from"
+    again = replace(AT_2, via=HAPROXY, gateway="gw-3")  # Answered there; one that HAProxy gave up came by another one.
+    assert drained(replace(late, outcome="aborted"), safe=dead, request=again) == []
+    assert drained(late, safe=dead, request=again) == ["safe to stop gets no request"]
+    assert drained(replace(late, outcome="aborted"), safe=SAFE, request=again) == ["safe to stop gets no request"]
 
 
 # -- at rest

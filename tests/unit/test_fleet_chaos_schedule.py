@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.chaos.fleet.events import (
@@ -88,6 +88,7 @@ def test_every_event_is_within_its_round_and_of_this_fleet(seed: int, gateways: 
 
 @settings(max_examples=30)
 @given(seed=SEEDS)
+@example(seed=1105762)  # Its second one would come in the last hundredth of a second.
 def test_one_gateway_at_most_is_lost_or_leaves_in_a_round(seed: int) -> None:
     """So that somebody serves at all times, as where an operator takes one after the other."""
     for one in make_schedule(seed, 3, 4).rounds:

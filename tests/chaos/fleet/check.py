@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tests.chaos.check import Violation, ports_for_two
 from tests.chaos.fleet.blame import Blame
-from tests.chaos.fleet.history import Expected, Fault, FleetHistory, Ordered, Rest, Safe, View
+from tests.chaos.fleet.history import HAPROXY, Expected, Fault, FleetHistory, Ordered, Rest, Safe, View
 from tests.chaos.history import Request, Row, Served
 
 SETTLE_S = 40.0
@@ -65,7 +65,7 @@ def _safe(history: FleetHistory) -> Iterator[Violation]:
         by_engine[served.engine].append(served)
     for safe in history.safe:
         for served in by_engine[safe.engine]:
-            if _is_of_the_dead(safe, requests.get(served.request), blame):
+            if _is_of_the_dead(safe, served, requests.get(served.request), blame):
                 continue
             if safe.at < served.began < safe.until:
                 yield Violation("safe to stop gets no request", served.began, f"{safe}, and yet {served}")
@@ -73,9 +73,15 @@ def _safe(history: FleetHistory) -> Iterator[Violation]:
                 yield Violation("nothing in flight at what is safe to stop", safe.at, f"{safe}, and yet {served}")
 
 
-def _is_of_the_dead(safe: Safe, request: Request | None, blame: Blame) -> bool:
-    """Whether it may have come by a gateway that the answer named as dead: its nginx may serve on, says the guide."""
-    return request is not None and not blame.gateways_of(request).isdisjoint(safe.dead)
+def _is_of_the_dead(safe: Safe, served: Served, request: Request | None, blame: Blame) -> bool:
+    """Whether it may have come by a gateway that the answer named as dead: its nginx may serve on, says the guide.
+
+    What HAProxy had to ask for once more had come by another gateway before.
+    """
+    if request is None or not safe.dead:
+        return False
+    asked_again = request.via == HAPROXY and served.outcome == "aborted"
+    return asked_again or not blame.gateways_of(request).isdisjoint(safe.dead)
 
 
 # -- at rest

@@ -97,7 +97,7 @@ class _Maker:
         self._slots = [_Slot(f"r{number}") for number in range(1, mix.slots + 1)]
         self._keys = itertools.count(1)
         self._free_at: dict[str, float] = {}
-        self._gone_until = 0.0
+        self._has_gone = False
 
     def schedule(self, rounds: int) -> Schedule:
         anchors = tuple(
@@ -108,7 +108,7 @@ class _Maker:
 
     def _round(self) -> Round:
         mix = self._mix
-        self._free_at, self._gone_until = {}, 0.0
+        self._free_at, self._has_gone = {}, False
         for slot in self._slots:
             slot.free_at = 0.0
         due = [
@@ -151,9 +151,9 @@ class _Maker:
                 return self._takes(KillRouter(at=at, gateway=gateway), _SETTLING_S)
             case "reload":
                 return self._takes(Reload(at=at, gateway=gateway), 0.0)
-        if at < self._gone_until or at < self._free_at.get(f"gw-{gateway}", 0.0):
+        if self._has_gone or at < self._free_at.get(f"gw-{gateway}", 0.0):
             return None
-        self._gone_until = self._mix.round_s  # A gateway that comes back takes its time: one in each round.
+        self._has_gone = True  # A gateway that comes back takes its time: one in each round.
         if what == "lose":
             lost = self._random.choice(_LOST)
             return self._takes(LoseGateway(at=at, gateway=gateway, how=lost, for_s=for_s), for_s)
