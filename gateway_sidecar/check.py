@@ -436,15 +436,14 @@ async def _store(settings: Settings) -> list[Finding]:
 def address_findings(settings: Settings) -> Iterator[Finding]:
     """Whether routers in a mesh can listen where the other gateways are to find them."""
     store = settings.store
-    if store is None or store.address is None:
+    if store is None or store.address is None or not settings.in_mesh:
         return
     from gateway_sidecar.control.fleet.address import proved_ours  # A gateway that works alone imports none of it.
 
-    if any(getattr(it.router, "mesh", False) for it in settings.services):
-        try:
-            proved_ours(store.address)
-        except OSError as error:
-            yield Finding(Level.FAIL, str(error))
+    try:
+        proved_ours(store.address)
+    except OSError as error:
+        yield Finding(Level.FAIL, str(error))
 
 
 def _kept_in_store(settings: Settings, snapshot: Snapshot | None) -> Iterator[Finding]:

@@ -77,8 +77,7 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
 def _mesh_advice(settings: Settings) -> list[str]:
     """Whether other gateways would find this one's routers."""
     store = settings.store
-    in_mesh = [index for index, it in enumerate(settings.services) if getattr(it.router, "mesh", False)]
-    if store is None or not in_mesh:
+    if store is None or not settings.in_mesh:
         return []
     kind, of_kind = store.of_kind
     hosts = [store.address] if store.address else [host for host, _ in STORES[kind].places(of_kind)][:1]
@@ -86,7 +85,7 @@ def _mesh_advice(settings: Settings) -> list[str]:
         return []
     cure = "set store.address to one that they reach"
     why = f"other gateways cannot reach this one's routers at {hosts[0]}, which is each machine's own"
-    return [f"services[{in_mesh[0]}].router.mesh: {why}; {cure}"]
+    return [f"services[{settings.in_mesh[0]}].router.mesh: {why}; {cure}"]
 
 
 def _is_loopback(host: str) -> bool:

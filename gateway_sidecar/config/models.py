@@ -483,6 +483,11 @@ class Settings(Part):
     )
 
     @property
+    def in_mesh(self) -> list[int]:
+        """The numbers of the services whose routers are to be in a mesh with those of other gateways."""
+        return [number for number, it in enumerate(self.services) if getattr(it.router, "mesh", False)]
+
+    @property
     def all_addresses(self) -> tuple[ServiceSettings | AddressSettings, ...]:
         """All that clients find at an address of its own: the services, and the shared addresses."""
         return (*self.services, *self.addresses)
