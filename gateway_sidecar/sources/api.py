@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def read_raw(entry: object, service: str, replica: str, defaults: SshDefaults) -
     if described is None or problems:
         texts = [f"{problem.where}: {problem.text}" if problem.where else problem.text for problem in problems]
         raise ConfigError([text.replace(" to YAML, not", ", not") for text in dict.fromkeys(texts)])
-    return described
+    return replace(described, entry=entry)
 
 
 def raw_schema(ref_template: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,7 +10,7 @@ from gateway_sidecar.domain.trust import ROOT, Owned, way_in
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.files.follow import Followed, ours
 from gateway_sidecar.sources.base import Given
-from gateway_sidecar.sources.entry import Described
+from gateway_sidecar.sources.entry import Described, RawEntry
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.sources.placed import RefusedPlaceError, occupant_of, socket_at
 
@@ -38,7 +38,7 @@ def listing_of(
             )
             continue
         if isinstance(it.place, Tunnel):
-            present[replica] = tunnelled(replica, it.place, source, given, it.overrides)
+            present[replica] = tunnelled(replica, it.place, source, given, it.overrides, it.entry)
             continue
         try:
             place = socket_at(str(it.place), forbidden, named_by=it.named_by, vouching=vouching)
@@ -60,14 +60,24 @@ def listing_of(
             )
             continue
         target = None if place.real == str(it.place) else Path(place.real)
-        present[replica] = Sighting(replica, it.place, occupant, source, None, None, True, it.overrides, target)
+        present[replica] = Sighting(
+            replica, it.place, occupant, source, None, None, True, it.overrides, target, it.entry
+        )
     return Listing(present, frozenset(unknown), refused, absent=absent)
 
 
-def tunnelled(replica: ReplicaId, tunnel: Tunnel, source: str, given: Given, overrides: Overrides) -> Sighting:
+def tunnelled(
+    replica: ReplicaId,
+    tunnel: Tunnel,
+    source: str,
+    given: Given,
+    overrides: Overrides,
+    entry: RawEntry | None = None,
+) -> Sighting:
     """A replica behind a tunnel of ours, which is its occupant: it is there as long as it is listed."""
     socket = given.socket_of(tunnel)
-    return Sighting(replica, socket, SocketIdentity(0, 0, 0, socket.stem), source, None, tunnel, True, overrides)
+    occupant = SocketIdentity(0, 0, 0, socket.stem)
+    return Sighting(replica, socket, occupant, source, None, tunnel, True, overrides, entry=entry)
 
 
 def _who_else(place: Followed) -> str | None:

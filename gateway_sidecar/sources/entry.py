@@ -54,11 +54,16 @@ def _with(place: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """One replica as a source describes it: a socket of somebody's, or a tunnel of ours. `named_by` is who wrote it."""
+    """One replica as a source describes it: a socket of somebody's, or a tunnel of ours.
+
+    named_by: who wrote it.
+    entry: what was read, where that is an entry of the API.
+    """
 
     place: Path | Tunnel
     overrides: Overrides
     named_by: int = ROOT
+    entry: RawEntry | None = None
 
 
 @dataclass(slots=True)

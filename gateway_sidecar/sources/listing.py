@@ -11,6 +11,7 @@ from typing import Protocol
 
 from gateway_sidecar.domain.model import Overrides, ReplicaId, SocketIdentity
 from gateway_sidecar.domain.tunnels import Tunnel
+from gateway_sidecar.sources.entry import RawEntry
 from gateway_sidecar.supervision import awake
 
 _PATIENCE_S = 1.0
@@ -28,6 +29,7 @@ class Sighting:
     tunnel: what makes the socket, if that is us.
     described: whether the source itself says what is noted of the replica; `overrides` is that, and None only in a
         sighting that was written down, which holds no keys.
+    entry: what the API's entry said when this was looked at; None where there is none, or it was not written down.
     """
 
     replica: ReplicaId
@@ -39,6 +41,7 @@ class Sighting:
     described: bool = False
     overrides: Overrides | None = None
     target: Path | None = None
+    entry: RawEntry | None = field(default=None, compare=False)
 
     @property
     def place(self) -> Path:

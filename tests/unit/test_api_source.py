@@ -146,6 +146,7 @@ async def test_source_shows_what_is_there(sock: Path, tmp_path: Path) -> None:
     assert listing.absent == {missing: ("api", tmp_path / "none.sock")}
     assert {sighting.source for sighting in listing.present.values()} == {"api"}
     assert listing.present[B].tunnel is not None
+    assert all(listing.present[it].entry is record.entries[it] for it in (A, B)), "what this look went by"
 
 
 async def test_key_is_read_again_when_its_file_changes(sock: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class Site:
         drains = FleetDrains(self.store, reflector, membership)
         seen = Seen(self.store, reflector, membership)
         self.leases = PortLeases(range(24001, 24021))
-        ports = FleetPorts(self.store, reflector, membership, self.leases)
+        ports = FleetPorts(self.store, reflector, membership, replicas, self.leases)
         keys = FleetKeys(reflector, membership, directory / "keys", self.problems.of("store: keys"))
         alike = Alike(membership, self.problems.of("store: settings"))
         self.usage = PlayedUsage()

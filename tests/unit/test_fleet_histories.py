@@ -59,11 +59,12 @@ class ApiSourceOf(PlayedSource):
         if self.record.unread is not None:
             return Listing(unseen={"api": self.record.unread})
         present = {}
-        for replica in {**self.record.leaving, **self.record.entries}:
+        for replica, entry in {**self.record.leaving, **self.record.entries}.items():
             path = self.directory / f"{replica}.sock"
             if path.exists():
+                occupant = socket_identity(path)
                 present[replica] = Sighting(
-                    replica, path, socket_identity(path), "api", described=True, overrides=Overrides()
+                    replica, path, occupant, "api", described=True, overrides=Overrides(), entry=entry
                 )
         return Listing(present)
 

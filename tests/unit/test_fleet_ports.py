@@ -210,7 +210,7 @@ async def bridged(site: Site, replica: ReplicaId, owner: str | None = None) -> i
     """As a bridge asks, until it has a port."""
     ports, owner = site.fleet.ports, owner or f"chat/{replica}/1"
     for _ in range(400):
-        port = ports.port_of("chat", replica, owner)
+        port = ports.port_of("chat", replica, owner, site.entries().get(replica))
         if port is FleetPort.OWN:
             return site.leases.acquire(owner)
         if isinstance(port, int):
@@ -292,12 +292,48 @@ async def test_a_gateway_that_took_another_port_has_the_next_engines_one_with_th
         a, b = await them.start("a"), await them.start("b")
         await a.fleet.replicas.put("chat", R1, ENTRY)
         first = await bridged(a, R1)
-        assert b.fleet.ports.port_of("chat", R1, "chat/r1/1") == first
+        assert b.fleet.ports.port_of("chat", R1, "chat/r1/1", ENTRY) == first
         b.leases.acquire("chat/r1/1")  # That port was somebody else's there.
         for turn in (2, 3):
             later = [await bridged(site, R1, f"chat/r1/{turn}") for site in (b, a)]
             assert later[0] == later[1]
             assert later[0] != first
+
+
+@in_fake_time
+async def test_an_engine_that_an_outdated_entry_led_to_is_told_no_port(tmp_path: Path) -> None:
+    """A gateway that was cut off looks by the old entry once more; the port is for the engine by the new one."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        await a.fleet.replicas.put("chat", R1, ENTRY)
+        first = await bridged(a, R1)
+        assert await bridged(b, R1) == first
+        await a.fleet.replicas.put("chat", R1, {"socket": "/run/moved.sock"})
+        later = await bridged(a, R1, "chat/r1/2")
+        assert later != first
+        b.leases.release(first)
+        b.leases.note_quiet(first, 0.0)
+        await b.fleet.reflector.look()
+        assert b.fleet.ports.port_of("chat", R1, "chat/r1/2", ENTRY) is FleetPort.WAIT
+        assert await bridged(b, R1, "chat/r1/3") == later
+        assert b.fleet.ports.port_of("chat", R1, "chat/r1/2", ENTRY) is FleetPort.WAIT
+        await asyncio.sleep(2.1)
+        assert b.fleet.ports.port_of("chat", R1, "chat/r1/2", ENTRY) is FleetPort.OWN
+        assert a.fleet.ports.table.current == {KEY: later}
+
+
+@in_fake_time
+async def test_a_stay_asks_for_another_port_than_the_last_ones_also_after_an_outdated_entry(tmp_path: Path) -> None:
+    """What that waits for is not what the next stay wants."""
+    async with fleets(tmp_path) as them:
+        a = await them.start("a")
+        await a.fleet.replicas.put("chat", R1, ENTRY)
+        first = await bridged(a, R1)
+        await a.fleet.replicas.put("chat", R1, {"socket": "/run/moved.sock"})
+        assert a.fleet.ports.port_of("chat", R1, "chat/r1/2", ENTRY) is FleetPort.WAIT
+        a.leases.release(first)
+        a.leases.note_quiet(first, 0.0)
+        assert await bridged(a, R1, "chat/r1/3") != first
 
 
 @pytest.mark.parametrize("took_its_own", [True, False])
@@ -311,7 +347,7 @@ def test_what_was_told_is_known_after_a_restart_of_the_daemon(tmp_path: Path, to
             await a.fleet.replicas.put("chat", R1, ENTRY)
             first = await bridged(a, R1)
             if took_its_own:
-                assert b.fleet.ports.port_of("chat", R1, "chat/r1/1") == first
+                assert b.fleet.ports.port_of("chat", R1, "chat/r1/1", ENTRY) == first
             else:
                 assert await bridged(b, R1) == first
             told = b.fleet.ports.told
@@ -321,7 +357,9 @@ def test_what_was_told_is_known_after_a_restart_of_the_daemon(tmp_path: Path, to
             later = [await bridged(site, R1, "chat/r1/2") for site in (b, a)]
             assert later[0] == later[1] != first
             b.fleet.ports.recall(told)
-            assert b.fleet.ports.port_of("chat", R1, "chat/r1/2") == later[0], "what is out of date means nothing"
+            assert b.fleet.ports.port_of("chat", R1, "chat/r1/2", ENTRY) == later[0], (
+                "what is out of date means nothing"
+            )
 
     play()
 
@@ -361,9 +399,9 @@ async def test_while_the_store_is_away_what_is_known_counts_and_what_is_new_gets
         a.ports = {"chat/r2": 24012}
         await asyncio.sleep(6)
         assert a.fleet.ports.table.current == {"chat/r1": port, "chat/r2": 24012}
-        assert a.fleet.ports.port_of("chat", ReplicaId("never-put"), "it") is FleetPort.WAIT
+        assert a.fleet.ports.port_of("chat", ReplicaId("never-put"), "it", None) is FleetPort.WAIT
         await asyncio.sleep(2.1)
-        assert a.fleet.ports.port_of("chat", ReplicaId("never-put"), "it") is FleetPort.OWN
+        assert a.fleet.ports.port_of("chat", ReplicaId("never-put"), "it", None) is FleetPort.OWN
 
 
 @in_fake_time

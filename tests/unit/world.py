@@ -52,6 +52,7 @@ from gateway_sidecar.errors import ConfigError, RouterRefused, RouterUnavailable
 from gateway_sidecar.files.identity import socket_identity
 from gateway_sidecar.nginx.connections import Place
 from gateway_sidecar.routers.base import MeshMember, RouterPorts
+from gateway_sidecar.sources.entry import RawEntry
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -251,7 +252,7 @@ class PlayedTable:
         for listener in self._listeners:
             listener()
 
-    def port_of(self, service: str, replica: ReplicaId, owner: str) -> int | FleetPort:
+    def port_of(self, service: str, replica: ReplicaId, owner: str, entry: RawEntry | None) -> int | FleetPort:
         return self.current.get(replica, self.otherwise)
 
     def ask_next(self, service: str, replica: ReplicaId, not_this: int) -> None:

@@ -66,7 +66,7 @@ def build_fleet(
     drains = FleetDrains(store, reflector, membership)
     _measure(kind, reflector, membership, metrics)
     seen = Seen(store, reflector, membership)
-    ports = FleetPorts(store, reflector, membership, leases)
+    ports = FleetPorts(store, reflector, membership, replicas, leases)
     keys = FleetKeys(reflector, membership, stored_keys_in(state_dir), problems.of("store: keys"))
     files = stored_certificates_in(state_dir)
     certificates = FleetCertificates(reflector, files, problems.of("store: certificates"))

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 from gateway_sidecar.control.fleet.membership import Membership
 from gateway_sidecar.control.fleet.reflector import PORTS, REPLICAS, StoreReflector
+from gateway_sidecar.control.fleet.replicas import SharedReplicas
 from gateway_sidecar.control.replicas.bridging import FleetPort
 from gateway_sidecar.domain.fleet_ports import PortNeeds, PortsSeen, PortTable, next_table
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.domain.store_memory import Snapshot
 from gateway_sidecar.errors import StoreConflict, StoreError
+from gateway_sidecar.sources.entry import RawEntry
 from gateway_sidecar.stores.base import Store
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import beating, heartbeat
@@ -43,10 +45,18 @@ class FleetPorts:
 
     marks = True
 
-    def __init__(self, store: Store, reflector: StoreReflector, membership: Membership, leases: PortLeases) -> None:
+    def __init__(
+        self,
+        store: Store,
+        reflector: StoreReflector,
+        membership: Membership,
+        replicas: SharedReplicas,
+        leases: PortLeases,
+    ) -> None:
         self._store = store
         self._reflector = reflector
         self._membership = membership
+        self._replicas = replicas
         self._leases = leases
         self._common = frozenset(leases.free[: leases.size // 2])
         self._wants: dict[str, _Want] = {}
@@ -60,15 +70,22 @@ class FleetPorts:
 
     # -- what bridges ask
 
-    def port_of(self, service: str, replica: ReplicaId, owner: str) -> int | FleetPort:
+    def port_of(self, service: str, replica: ReplicaId, owner: str, entry: RawEntry | None) -> int | FleetPort:
         """The replica's port at every gateway; whether to wait for it, or to take another one, where there is none.
 
         A port that a stay before this one was told is the last engine's, also where that stay took another one: else a
         gateway that was out of step once would take at each turn what the others are giving up.
+
+        An engine that was found by an entry which the store lists no more is told none: another look is on its way, and
+        the port may be meant for the engine that it finds elsewhere.
         """
         key = f"{service}/{replica}"
         port, want = self.table.current.get(key), self._wants.get(key)
-        if port is not None and want is None and self._reflector.is_up and self._is_anothers(key, port, owner):
+        listed = self._replicas.of(service).entries.get(replica)
+        if entry is not None and listed is not None and entry != listed:
+            port = None
+        is_free_to_ask = self._reflector.is_up and (want is None or want.not_this is None)
+        if port is not None and is_free_to_ask and self._is_anothers(key, port, owner):
             want = self._want(key, port)
         if port is not None and (want is None or want.not_this != port):
             self._wants.pop(key, None)

@@ -22,6 +22,7 @@ from gateway_sidecar.domain.mesh import mark_of
 from gateway_sidecar.domain.model import Access, ConnectionMode, PeerAddress, ReplicaId
 from gateway_sidecar.nginx.key_proxy import Keyed
 from gateway_sidecar.sources.api import NAME as API
+from gateway_sidecar.sources.entry import RawEntry
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
 
@@ -89,8 +90,8 @@ class FleetTable(Protocol):
 
     marks: bool
 
-    def port_of(self, service: str, replica: ReplicaId, owner: str) -> int | FleetPort:
-        """owner: the stay that it is for; the next one gets another port."""
+    def port_of(self, service: str, replica: ReplicaId, owner: str, entry: RawEntry | None) -> int | FleetPort:
+        """owner: the stay that it is for; the next one gets another port. entry: by which its engine was found."""
         ...
 
     def ask_next(self, service: str, replica: ReplicaId, not_this: int) -> None:
@@ -107,7 +108,7 @@ class NoTable:
 
     marks = False
 
-    def port_of(self, service: str, replica: ReplicaId, owner: str) -> int | FleetPort:
+    def port_of(self, service: str, replica: ReplicaId, owner: str, entry: RawEntry | None) -> int | FleetPort:
         """Always its own."""
         return FleetPort.OWN
 
@@ -285,8 +286,9 @@ class Bridging:
     def _port_for(self, tenure: Tenure) -> int | None:
         """The fleet's port for the replica, if it can be had; None while that is being asked for. Raises NoFreePort."""
         service, replica, leases = self._service, tenure.replica, self._leases
-        is_for_all = tenure.sighting.source == API
-        port = self._table.port_of(service, replica, tenure.owner) if is_for_all else FleetPort.OWN
+        sighting, table = tenure.sighting, self._table
+        is_for_all = sighting.source == API
+        port = table.port_of(service, replica, tenure.owner, sighting.entry) if is_for_all else FleetPort.OWN
         if port is FleetPort.WAIT:
             return None
         if isinstance(port, int):

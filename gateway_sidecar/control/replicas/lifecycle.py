@@ -53,7 +53,7 @@ class Lifecycle:
                 current = None
             if current is None:
                 self._began(self._tenures.begin(sighting, self._tenures.fresh_generation(sighting.occupant)))
-            elif not current.sighting.says_as_much_as(sighting):
+            else:
                 current.sighting = sighting
         if not listing.unseen:
             self._tenures.note_all()
