@@ -146,9 +146,11 @@ local REASONS = {
     encoded = {"A compressed body cannot be read here; send it as it is.", "unsupported_encoding", "null"},
     no_length = {"Say the body's length: send Content-Length.", "length_required", "null", 411},
     twice = {"The query names `model` more than once.", "invalid_model", '"model"'},
+    unread = {},
 }
 
 local function refuse_for(reason)
+    if reason == "unread" then return ngx.exit(500) end -- As nginx does about what it cannot write there.
     local message, code, param, status = unpack(REASONS[reason])
     return refuse(status or 400, code, param, message)
 end
@@ -409,8 +411,9 @@ local function is_mapped(address)
     return ffi.cast("intptr_t", address) ~= -1
 end
 
--- As `with_body`, of a body that nginx keeps in a file, which is not copied into memory. LuaJIT compiles no function that
--- makes another one.
+-- As `with_body`, of a body that nginx keeps in a file, which is not copied into memory; nil and "unread" where that
+-- cannot be: the file has no name any more if nginx had read the body before any script asked for it. LuaJIT compiles no
+-- function that makes another one.
 local function with_file(look, boundary)
     local path = ngx.req.get_body_file()
     if not path then return nil, "empty" end
@@ -420,7 +423,7 @@ local function with_file(look, boundary)
     local room = C.mmap(nil, size + 1, READ, ANONYMOUS, -1, 0)
     local mapped = size > 0 and is_mapped(room) and C.mmap(room, size, READ, IN_PLACE, fd, 0)
     if fd >= 0 then C.close(fd) end
-    if not mapped or not is_mapped(mapped) then return ngx.exit(500) end
+    if not mapped or not is_mapped(mapped) then return nil, "unread" end
     -- Collected if the client goes while other requests have their turn.
     local held = ffi.gc(room, function(it) C.munmap(it, size + 1) end)
     local name, from, to = look(ffi.cast(bytes_of, held), size, boundary)
@@ -666,7 +669,8 @@ function models.lead(name, shown)
 end
 
 -- A request is about to wait for a service. If only some of its models are lost, and the request is for none of them,
--- it goes on by the location `back`. The waiting room is told which model it is for.
+-- it goes on by the location `back`. The waiting room is told which model it is for, if that can be read: it cannot for a
+-- large request that was at a router before, and such a one waits for the router alone.
 function models.wait(directory, service, back)
     local var = ngx.var
     if var.gateway_waits_for ~= "" then return end
