@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from gateway_sidecar.control.fleet.authorities import KEY
+from gateway_sidecar.control.fleet.authorities import KEY, FleetAuthorities
 from gateway_sidecar.control.process import mesh_watch
 from gateway_sidecar.control.process.mesh_watch import MeshWatch
-from gateway_sidecar.domain.fleet_authority import AUTHORITY_S, CERTIFICATE_S, Authority, text_of
+from gateway_sidecar.domain.fleet_authority import AUTHORITY_S, CERTIFICATE_S, Authority, authorities_in, text_of
 from gateway_sidecar.domain.mesh import MeshNode
 from gateway_sidecar.errors import MetricsError, RouterUnavailable, StoreAway, StoreFull
 from gateway_sidecar.routers.base import MeshMember, RouterPorts
@@ -356,3 +356,25 @@ async def test_a_place_is_good_as_long_as_its_router_believes_who_signs(tmp_path
         them.held.write(KEY, None)
         await asyncio.sleep(6)
         assert a.fleet.mesh.trusts_the_fleet(joined), "nobody else is believed yet"
+
+
+@in_fake_time
+async def test_deleting_the_authorities_helps_against_one_that_a_clock_years_ahead_made(tmp_path: Path) -> None:
+    """What the guide says: one router joins anew, and the others are no good any more."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        now = 1.8e9  # As all gateways of `fleets` believe.
+        ahead = FleetAuthorities(a.store, a.fleet.reflector, lambda: now + AUTHORITY_S / 2)
+        [wrong] = await ahead.current()
+        before = await b.fleet.mesh.join("chat", "chat", lambda _host: 23005)
+        assert before is not None
+        assert b.fleet.mesh.trusts_the_fleet(before)
+        them.held.write(KEY, None)
+        await asyncio.sleep(6)
+        restarted = await a.fleet.mesh.join("chat", "chat", lambda _host: 23006)
+        await asyncio.sleep(6)
+        [right] = authorities_in(them.held.entries[KEY].value)
+        assert (right.made, wrong.made) == (now, now + AUTHORITY_S / 2)
+        assert restarted is not None
+        assert a.fleet.mesh.trusts_the_fleet(restarted)
+        assert not b.fleet.mesh.trusts_the_fleet(before)
