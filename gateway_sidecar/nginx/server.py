@@ -679,9 +679,7 @@ class Nginx:
     async def _temp_directory(self) -> Path:
         """Where bodies go that do not fit into memory: on the state disk if that takes them."""
         try:
-            await self._state_thread.run(
-                partial(try_writing, self._settings.state_dir / TEMP, _ROOM_BYTES), patience_s=_PATIENCE_S
-            )
+            await self._state_thread.run(partial(_clean, self._settings.state_dir / TEMP), patience_s=_PATIENCE_S)
         except OSError:  # A TimeoutError is one, too.
             make_directory(self._settings.run_dir / TEMP, 0o700)
             return self._settings.run_dir / TEMP
@@ -708,6 +706,15 @@ def write_script(directory: Path, name: str) -> None:
     text, path = (_SHARE / name).read_text(), directory / name
     if not path.exists() or path.read_text() != text:
         replace_file(path, text)
+
+
+def _clean(temp: Path) -> None:
+    """Removes the bodies that a killed nginx left: those that a script has read have names. Raises OSError if `temp`
+    takes no more. Blocks.
+    """
+    for left in (temp / BODIES).glob("*"):
+        left.unlink(missing_ok=True)
+    try_writing(temp, _ROOM_BYTES)
 
 
 def _write_names(directory: Path, names: Mapping[str, str]) -> None:

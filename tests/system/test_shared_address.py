@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,23 @@ async def test_requests_wait_for_the_model_that_they_name(make_gateway: MakeGate
     assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 5
     assert here.ledger.received == 5
     assert "asleep" not in json.dumps((await get(gateway, "/v1/models"))[1])
+
+
+async def test_a_killed_nginx_leaves_no_bodies(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """Those that were read for their model have a name in its directory."""
+    gateway = shared(make_gateway, {"tiny": "chat"}, services=("chat",))
+    slow = (await serve(gateway, engine, chat="tiny"))["chat"]
+    slow.behave(token_interval_s=60.0)
+    bodies = gateway.directory / "state" / "nginx-temp" / "client_body"
+    asked = asyncio.create_task(ask(gateway, chat("tiny", user="x" * 400_000)))
+    await slow.until(lambda seen: seen.in_flight == 1)
+    assert len(list(bodies.iterdir())) == 1
+    before = (await gateway.status())["nginx"]["pid"]
+    os.kill(before, signal.SIGKILL)
+    await gateway.until(lambda it: it["nginx"]["pid"] not in (None, before))
+    assert list(bodies.iterdir()) == []
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
 
 
 # -- with engines that show what reached them
