@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -192,3 +193,16 @@ def test_who_listens_is_told_of_each_event(journal: Journal) -> None:
     journal.unlisten(tell)
     get_logger().info("daemon.stopped")
     assert len(told) == 1
+
+
+def test_an_event_takes_no_more_memory_than_its_text() -> None:
+    """What makes the text leaves a buffer of 4 KiB to it."""
+    it = Noted()
+    tracemalloc.start()
+    try:
+        for number in range(1000):
+            it.note("replica.seen", service="chat", replica=f"r{number}", socket="/run/engines/" + "x" * 200)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken / 1000 < 2000, "its text, its ring and its name"
