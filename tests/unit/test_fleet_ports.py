@@ -323,6 +323,27 @@ async def test_an_engine_that_an_outdated_entry_led_to_is_told_no_port(tmp_path:
 
 
 @in_fake_time
+async def test_a_gateway_that_could_not_reach_the_last_engine_has_the_next_ones_port_with_the_others(
+    tmp_path: Path,
+) -> None:
+    """It was never told the last one's: that the replica was put elsewhere shows whose port the table has."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        await a.fleet.replicas.put("chat", R1, ENTRY)
+        first = await bridged(a, R1)
+        await b.fleet.reflector.look()
+        await a.fleet.replicas.put("chat", R1, ENTRY | {"labels": {"rack": "7"}})
+        await b.fleet.reflector.look()
+        assert b.fleet.ports.port_of("chat", R1, "chat/r1/1", b.entries()[R1]) == first, "it is the same engine"
+        c = await them.start("c")
+        await c.fleet.reflector.look()
+        await a.fleet.replicas.put("chat", R1, {"socket": "/run/moved.sock"})
+        await asyncio.gather(*(site.fleet.reflector.look() for site in (b, c)))
+        later = await asyncio.gather(*(bridged(site, R1, "chat/r1/2") for site in (c, b, a)))
+        assert later[0] == later[1] == later[2] != first
+
+
+@in_fake_time
 async def test_a_stay_asks_for_another_port_than_the_last_ones_also_after_an_outdated_entry(tmp_path: Path) -> None:
     """What that waits for is not what the next stay wants."""
     async with fleets(tmp_path) as them:

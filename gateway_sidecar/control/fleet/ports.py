@@ -30,6 +30,8 @@ _PATIENCE_S = 2.0
 """So long a replica waits for a port of the table; then it takes one of this gateway's own."""
 _LOOK_S = 2.0
 _GAP_S = 0.01
+_NO_STAY = ""
+"""In the place of a stay that was told a port: one that there was not here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class FleetPorts:
         self._wants: dict[str, _Want] = {}
         self._told: dict[str, tuple[int, str]] = {}
         """SERVICE/REPLICA -> its port in the table, and the first stay here that was told so, whatever port it took."""
+        self._entries: dict[str, RawEntry] = {}
+        """SERVICE/REPLICA -> its entry, as it was when it was looked at last."""
         self._due = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
         self.table = PortTable()
@@ -175,7 +179,23 @@ class FleetPorts:
         self._due.set()
         return want
 
+    def _note_moves(self) -> None:
+        """The port that the table has of a replica that was put elsewhere is that of the engine before.
+
+        A gateway that could not reach that one was never told the port, and would take it for the next engine.
+        """
+        entries = {}
+        for key, port in self.table.current.items():
+            service, _, replica = key.partition("/")
+            before, entry = self._entries.get(key), self._replicas.of(service).entries.get(ReplicaId(replica))
+            if entry is not None:
+                entries[key] = entry
+                if before is not None and before is not entry and _place_in(before) != _place_in(entry):
+                    self._told[key] = (port, _NO_STAY)
+        self._entries = entries
+
     def _take_in(self, snapshot: Snapshot) -> None:
+        self._note_moves()
         entry = snapshot.entries.get(PORTS)
         table = PortTable.from_json(entry.value) if entry is not None else None
         if (table or PortTable()) == self.table:
@@ -187,3 +207,7 @@ class FleetPorts:
         self._membership.touch()
         for listener in self._listeners:
             listener()
+
+
+def _place_in(entry: RawEntry) -> tuple[object, object]:
+    return entry.get("socket"), entry.get("ssh")
