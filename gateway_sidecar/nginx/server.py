@@ -37,6 +37,7 @@ from gateway_sidecar.files.replace import put_in_place, replace_file, replace_li
 from gateway_sidecar.nginx.access_events import EventAddress, placeholder
 from gateway_sidecar.nginx.access_log import AccessLog
 from gateway_sidecar.nginx.balance import ENDPOINTS, Endpoints, InFlight
+from gateway_sidecar.nginx.body_files import remove_all, without_left
 from gateway_sidecar.nginx.config import (
     ACCESS_LOG_LUA,
     ALIVE,
@@ -87,6 +88,7 @@ _PATIENCE_S = 2.0
 _RUN_S = 10.0
 _ROOM_BYTES = 256 * 1024
 TEMP = "nginx-temp"
+_LEFT_S = 60.0
 _IN_FORCE_S = 10.0
 """nginx tries for 2.5 s to listen where somebody else does, and tells its old processes a tenth of a second later."""
 _PARTING_S = 1.0
@@ -225,6 +227,8 @@ class Nginx:
         """What routers show the bridges; an earlier daemon's, if routers of its time are taken up."""
         self._alive = self._directory / ALIVE
         self._served_by: dict[Identity, str] = {}
+        self._bodies: frozenset[str] = frozenset()
+        self._looks_for_left_at = 0.0
         """The processes that served before nginx was told of a change, and the number of what they served."""
         if len(str(self.links / LONGEST_LINK)) > _LONGEST_SOCKET_PATH:
             raise NginxError(f"run_dir: {settings.run_dir} is too long a path for Unix sockets; use a shorter one")
@@ -668,7 +672,7 @@ class Nginx:
         """The new configuration beside its place. Raises NginxError if the nginx on disk objects to it."""
         fresh = write_beside(self._config_path, text)
         await self._make_log_directory()
-        await self.repair_temp()
+        await self.keep_up_temp()
         assert self._program is not None
         code, output = await _run(self._program.path, "-t", "-q", "-p", str(self._directory), "-c", str(fresh))
         # nginx -t binds nothing that a running nginx holds, so it tells syntax and files only.
@@ -679,16 +683,24 @@ class Nginx:
     async def _temp_directory(self) -> Path:
         """Where bodies go that do not fit into memory: on the state disk if that takes them."""
         try:
-            await self._state_thread.run(partial(_clean, self._settings.state_dir / TEMP), patience_s=_PATIENCE_S)
+            await self._state_thread.run(partial(_make_ready, self._settings.state_dir / TEMP), patience_s=_PATIENCE_S)
         except OSError:  # A TimeoutError is one, too.
             make_directory(self._settings.run_dir / TEMP, 0o700)
             return self._settings.run_dir / TEMP
         return self._settings.state_dir / TEMP
 
-    async def repair_temp(self) -> None:
-        """Makes the directory for bodies again if somebody removed it; nginx itself makes it only when it starts."""
+    async def keep_up_temp(self) -> None:
+        """Makes the directory for bodies again if somebody removed it: nginx itself makes it only when it starts.
+
+        Once a minute it removes what was there a minute ago and no process of nginx has open: a killed worker left it.
+        """
+        bodies = self._temp / BODIES
         with contextlib.suppress(OSError):
-            await self._state_thread.run(partial(make_directory, self._temp / BODIES, 0o700), patience_s=_PATIENCE_S)
+            await self._state_thread.run(partial(make_directory, bodies, 0o700), patience_s=_PATIENCE_S)
+            if self.process is not None and awake.now() >= self._looks_for_left_at:
+                self._looks_for_left_at = awake.now() + _LEFT_S
+                look = partial(without_left, bodies, self._bodies, self.process.identity)
+                self._bodies = await self._state_thread.run(look, patience_s=_PATIENCE_S)
 
     async def _make_log_directory(self) -> None:
         """nginx refuses a configuration whose log it cannot open, and somebody may have removed its directory."""
@@ -708,12 +720,9 @@ def write_script(directory: Path, name: str) -> None:
         replace_file(path, text)
 
 
-def _clean(temp: Path) -> None:
-    """Removes the bodies that a killed nginx left: those that a script has read have names. Raises OSError if `temp`
-    takes no more. Blocks.
-    """
-    for left in (temp / BODIES).glob("*"):
-        left.unlink(missing_ok=True)
+def _make_ready(temp: Path) -> None:
+    """Raises OSError if it takes no more. Blocks."""
+    remove_all(temp / BODIES)
     try_writing(temp, _ROOM_BYTES)
 
 

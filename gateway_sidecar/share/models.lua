@@ -634,6 +634,8 @@ end
 function models.lead(name, shown)
     local address, var = addresses[name], ngx.var
     local has_body = NOT_SMALL[ngx.req.get_method()]
+    -- Where it goes from here, more may be read.
+    if not has_body and var.gateway_body == "unsure" then pcall(ngx.req.read_body) end
     local asked, from, to, is_form = model_of_request(var, has_body)
     local target, diverted
     if asked and shown then var.gateway_model = shown(asked) end
@@ -669,8 +671,8 @@ function models.lead(name, shown)
 end
 
 -- A request is about to wait for a service. If only some of its models are lost, and the request is for none of them,
--- it goes on by the location `back`. The waiting room is told which model it is for, if that can be read: it cannot for a
--- large request that was at a router before, and such a one waits for the router alone.
+-- it goes on by the location `back`. The waiting room is told which model it is for, if that can be read: it cannot where
+-- nginx read a body of unknown length, and then such a request waits for the router alone.
 function models.wait(directory, service, back)
     local var = ngx.var
     if var.gateway_waits_for ~= "" then return end

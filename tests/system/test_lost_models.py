@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -65,6 +67,28 @@ async def test_requests_wait_for_the_model_that_has_lost_its_last_replica(
     assert again.ledger.received == len(waiting)
     assert lost(await gateway.status()) == set()
     assert "status" not in (await get(gateway, "/v1/models/gpt-4o"))[1]
+
+
+@pytest.mark.parametrize("size", [40, 300_000, 1_000_000])
+async def test_who_was_at_the_router_waits_for_its_model_too(
+    make_gateway: MakeGateway, engine: StartEngine, size: int
+) -> None:
+    """Router and replica end together. A body that nginx has in a file says which model it is for as any other."""
+    gateway = make_gateway(services=("chat",))
+    gateway.settings["services"][0]["hold"] = {"asleep_s": 120}
+    await gateway.start()
+    await engine(gateway.socket("r1"), model="tiny")
+    large = await engine(gateway.socket("r2"), model="large", token_interval_s=60.0)
+    status = await gateway.until_states({"r1": "serving", "r2": "serving"})
+    asked = asyncio.create_task(ask(gateway, "chat", chat("large", user="x" * size)))
+    await large.until(lambda seen: seen.in_flight == 1)
+    router = int(service_of(status)["router"]["pid"])
+    os.kill(router, signal.SIGSTOP)  # Else it would answer that its replica has ended.
+    await large.stop()
+    os.kill(router, signal.SIGKILL)
+    await gateway.until(lambda s: lost(s) == {"large"} and service_of(s)["waiting"] == 1)
+    await engine(gateway.socket("r3"), model="large")
+    assert (await asked)[0] == 200
 
 
 async def test_nobody_waits_for_ever_and_the_others_answer_meanwhile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections import Counter
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest_asyncio
 from aiohttp import web
 
@@ -322,3 +324,28 @@ def _serves_with(kind: str, status: Status) -> bool:
 async def _ask_on(gateway: Gateway) -> None:
     while True:
         await stream_chat(gateway, 5)
+
+
+async def test_a_large_request_of_a_key_with_models_waits_like_any_other(
+    make_gateway: MakeGateway, app: StartApp
+) -> None:
+    """Its model is read before it waits: then nginx has not read the body by itself yet."""
+    gateway = none_of(make_gateway)
+    file = gateway.directory / "keys"
+    headers = {"Authorization": f"Bearer {add_key(file, 'alice', models='tiny')}"}
+    gateway.settings["services"][0]["frontend"] = {"auth": {"keys_file": str(file)}}
+    await gateway.start()
+    await gateway.until(lambda s: service_of(s)["missing"] == "replica")
+    async with aiohttp.ClientSession(headers=headers) as session:
+
+        async def post(model: str) -> tuple[int, Any]:
+            body = {"model": model, "user": "x" * 400_000}
+            async with session.post(f"{gateway.url()}/v1/chat/completions", json=body) as answer:
+                return answer.status, await answer.json()
+
+        waiting = asyncio.create_task(post("tiny"))
+        await gateway.until(lambda s: service_of(s)["waiting"] == 1)
+        assert (await post("other"))[0] == 404
+        await app(gateway.socket("r1"), "one")
+        status, answer = await waiting
+    assert (status, len(answer["body"])) == (200, len(json.dumps({"model": "tiny", "user": "x" * 400_000})))

@@ -107,6 +107,30 @@ async def test_requests_wait_for_the_model_that_they_name(make_gateway: MakeGate
     assert "asleep" not in json.dumps((await get(gateway, "/v1/models"))[1])
 
 
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_what_needs_no_body_brings_none_that_is_held(
+    make_gateway: MakeGateway, engine: StartEngine, method: str
+) -> None:
+    """Whether its service waits for a replica, or has another kind of router than the address's first one."""
+    gateway = shared(
+        make_gateway, {"tiny": "chat", "code": "code", "asleep": "more"}, services=("chat", "code", "more")
+    )
+    gateway.settings["services"][0]["router"] = {"type": "none"}
+    engines = await serve(gateway, engine, chat="tiny", code="code")
+    await gateway.until(lambda s: service_of(s, "more")["missing"] == "replica")
+
+    async def piecemeal() -> AsyncIterator[bytes]:
+        for _ in range(5):
+            yield b"x" * 10_000
+
+    async with aiohttp.ClientSession() as session:
+        for model in ("tiny", "code", "asleep"):
+            url = f"{gateway.url('api')}/v1/responses/r1?model={model}"
+            async with session.request(method, url, data=piecemeal()) as answer:
+                assert (answer.status, model) == (413, model)
+    assert [it.ledger.received for it in engines.values()] == [0, 0]
+
+
 async def test_a_killed_nginx_leaves_no_bodies(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """Those that were read for their model have a name in its directory."""
     gateway = shared(make_gateway, {"tiny": "chat"}, services=("chat",))

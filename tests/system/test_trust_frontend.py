@@ -437,16 +437,19 @@ async def test_without_a_key_nothing_is_held(tmp_path: Path, by: str) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "OPTIONS"])
 async def test_what_needs_no_body_may_bring_none_that_is_held(tmp_path: Path, method: str) -> None:
-    """With a length or in chunks: it fits into memory, or is refused."""
+    """With a length or in chunks, and while requests have to wait: it fits into memory, or is refused."""
     router = Router()
+    gate = tmp_path / "chat"
     async with door(tmp_path, FrontendSettings(), router) as (url, client):
-        for length in ("Content-Length: 10000", f"Content-Length: {MIB}", CHUNKED):
-            piece = b"10000\r\n" + b"x" * 65536 + b"\r\n" if length == CHUNKED else b"x" * 10000
-            answer, writer = await sends(
-                port_of(url), f"{method} /v1/responses/r1 HTTP/1.1|Host: x|{length}", MIB, piece
-            )
-            writer.close()
-            assert answer.split()[1:2] == [b"413"], (length, answer)
+        for is_closed in (True, False):
+            gate.touch() if is_closed else gate.unlink()
+            for length in ("Content-Length: 10000", f"Content-Length: {MIB}", CHUNKED):
+                piece = b"10000\r\n" + b"x" * 65536 + b"\r\n" if length == CHUNKED else b"x" * 10000
+                answer, writer = await sends(
+                    port_of(url), f"{method} /v1/responses/r1 HTTP/1.1|Host: x|{length}", MIB, piece
+                )
+                writer.close()
+                assert answer.split()[1:2] == [b"413"], (is_closed, length, answer)
         assert (held_by(tmp_path), router.seen) == (0, [])
         async with client.request(method, f"{url}/v1/responses/r1", data=b"x" * SMALL_BYTES) as response:
             assert response.status == 200

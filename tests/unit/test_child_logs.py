@@ -39,7 +39,7 @@ class Site:
         service = SimpleNamespace(
             routers=[self.router], router=self.router, slots=SimpleNamespace(note_memory=self.memory.append)
         )
-        nginx = SimpleNamespace(log=self.nginx, repair_temp=self._repair, access_log=self)
+        nginx = SimpleNamespace(log=self.nginx, keep_up_temp=self._repair, access_log=self)
         self.logs = ChildLogs(
             lambda: cast("Any", {"chat": service}), cast("Any", nginx), self.peers, self.problems, self.metrics
         )

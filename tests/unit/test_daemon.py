@@ -110,7 +110,7 @@ class Outside:
     async def repair_files(self, services: object) -> bool:
         return False
 
-    async def repair_temp(self) -> None:
+    async def keep_up_temp(self) -> None:
         return
 
     async def look(self) -> None:

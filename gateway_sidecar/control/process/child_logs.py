@@ -57,7 +57,7 @@ class ChildLogs:
             # Beside each other: a disk that hangs costs each of them its patience.
             processes = [cast("RouterProcess", it) for it in routers]
             nginx = map(self._pass_on_nginx, (self._nginx.log, self._peers_log))
-            own = (self._nginx.repair_temp(), self._nginx.access_log.look())
+            own = (self._nginx.keep_up_temp(), self._nginx.access_log.look())
             await asyncio.gather(*nginx, *map(self._pass_on, processes), *own)
             for name, service in services.items():
                 if service.router.pid is not None and (rss := rss_bytes(service.router.pid)) is not None:

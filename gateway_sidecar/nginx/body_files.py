@@ -1,0 +1,36 @@
+"""Files with request bodies that a killed nginx left.
+
+nginx removes a body's file with its request, and mostly gives it no name. It has one where a script may read it, and a
+process that is killed leaves that.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+
+from gateway_sidecar.supervision.process import Identity, descriptors_of, session_members
+
+
+def remove_all(bodies: Path) -> None:
+    """Before nginx is started: nobody needs them. Raises OSError. Blocks."""
+    for left in bodies.glob("*"):
+        left.unlink(missing_ok=True)
+
+
+def without_left(bodies: Path, before: frozenset[str], master: Identity) -> frozenset[str]:
+    """The files there are, without those of `before` that no process of this nginx has open: they are removed.
+
+    Raises OSError. Blocks.
+    """
+    names = frozenset(os.listdir(bodies))
+    left = names & before
+    if left:
+        for descriptor in chain.from_iterable(descriptors_of(it.pid) for it in session_members(master)):
+            with suppress(OSError):
+                left -= {descriptor.readlink().name}
+        for name in left:
+            (bodies / name).unlink(missing_ok=True)
+    return names - left
