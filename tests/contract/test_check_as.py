@@ -123,6 +123,7 @@ def test_who_is_looked_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         user_to_be("nobody-of-that-name", settings, of_unit=False)
     systemd_says(monkeypatch, tmp_path, "LoadState=loaded", "User=nobody-of-that-name")
     assert user_to_be(None, settings, of_unit=True) is None
+    monkeypatch.setattr(unit, "_USER", "nobody-of-that-name")
     systemd_says(monkeypatch, tmp_path, "LoadState=not-found", "User=daemon")
     assert user_to_be(None, settings, of_unit=True) is None
     systemd_says(monkeypatch, tmp_path, "LoadState=loaded", "User=daemon")

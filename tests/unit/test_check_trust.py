@@ -14,6 +14,13 @@ from gateway_sidecar.config import PathPattern, Settings, parse_config
 from gateway_sidecar.domain.findings import Level
 from gateway_sidecar.kinds import SOURCES
 from gateway_sidecar.nginx.server import NginxProgram
+from gateway_sidecar.sources import socket_pattern
+
+
+@pytest.fixture(autouse=True)
+def no_unit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As on a machine where no unit is installed that hides directories: it may be on this one."""
+    monkeypatch.setattr(socket_pattern, "UNIT", tmp_path / "none.service")
 
 
 @pytest.fixture
