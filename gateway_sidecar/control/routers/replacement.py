@@ -157,9 +157,13 @@ class RouterSlots:
         self._caught_up.set()
 
     def compare(self, staying: Iterable[str]) -> None:
-        """Whether a successor has every worker, of these URLs, that the router in service has."""
+        """Whether a successor has every worker, of these URLs, that the router in service has.
+
+        Mostly there is none, and then nobody is looked at.
+        """
         old, new = self.active, self.watched[-1]
-        self._lacking = [url for url in staying if old.is_ready(url) and not new.is_ready(url)]
+        there = staying if new is not old else ()
+        self._lacking = [url for url in there if old.is_ready(url) and not new.is_ready(url)]
         self._is_equal = new is not old and new.book.listed and not self._lacking
 
     def addresses(self) -> tuple[str, str]:
