@@ -37,7 +37,7 @@ from gateway_sidecar.files.replace import put_in_place, replace_file, replace_li
 from gateway_sidecar.nginx.access_events import EventAddress, placeholder
 from gateway_sidecar.nginx.access_log import AccessLog
 from gateway_sidecar.nginx.balance import ENDPOINTS, Endpoints, InFlight
-from gateway_sidecar.nginx.body_files import remove_all, without_left
+from gateway_sidecar.nginx.body_files import BodyFiles, remove_all
 from gateway_sidecar.nginx.config import (
     ACCESS_LOG_LUA,
     ALIVE,
@@ -88,7 +88,6 @@ _PATIENCE_S = 2.0
 _RUN_S = 10.0
 _ROOM_BYTES = 256 * 1024
 TEMP = "nginx-temp"
-_LEFT_S = 60.0
 _IN_FORCE_S = 10.0
 """nginx tries for 2.5 s to listen where somebody else does, and tells its old processes a tenth of a second later."""
 _PARTING_S = 1.0
@@ -227,9 +226,8 @@ class Nginx:
         """What routers show the bridges; an earlier daemon's, if routers of its time are taken up."""
         self._alive = self._directory / ALIVE
         self._served_by: dict[Identity, str] = {}
-        self._bodies: frozenset[str] = frozenset()
-        self._looks_for_left_at = 0.0
         """The processes that served before nginx was told of a change, and the number of what they served."""
+        self._body_files = BodyFiles()
         if len(str(self.links / LONGEST_LINK)) > _LONGEST_SOCKET_PATH:
             raise NginxError(f"run_dir: {settings.run_dir} is too long a path for Unix sockets; use a shorter one")
 
@@ -690,17 +688,11 @@ class Nginx:
         return self._settings.state_dir / TEMP
 
     async def keep_up_temp(self) -> None:
-        """Makes the directory for bodies again if somebody removed it: nginx itself makes it only when it starts.
-
-        Once a minute it removes what was there a minute ago and no process of nginx has open: a killed worker left it.
-        """
-        bodies = self._temp / BODIES
+        """Sees that nginx has its directory for bodies, and that nothing stays in it which a killed worker left."""
+        master = self.process.identity if self.process is not None else None
         with contextlib.suppress(OSError):
-            await self._state_thread.run(partial(make_directory, bodies, 0o700), patience_s=_PATIENCE_S)
-            if self.process is not None and awake.now() >= self._looks_for_left_at:
-                self._looks_for_left_at = awake.now() + _LEFT_S
-                look = partial(without_left, bodies, self._bodies, self.process.identity)
-                self._bodies = await self._state_thread.run(look, patience_s=_PATIENCE_S)
+            keep_up = partial(self._body_files.keep_up, self._temp / BODIES, master)
+            await self._state_thread.run(keep_up, patience_s=_PATIENCE_S)
 
     async def _make_log_directory(self) -> None:
         """nginx refuses a configuration whose log it cannot open, and somebody may have removed its directory."""

@@ -46,8 +46,6 @@ class Lifecycle:
             is_same = current is not None and current.sighting.occupant == sighting.occupant
             if current is not None and is_same and self._tenures.confirm(current):
                 self._queue.add(current.key)
-            if current is not None and current.sighting is sighting:
-                continue  # As it was: sources show the same object then.
             if current is not None and not is_same:
                 self._supplant(current, sighting)
                 current = None

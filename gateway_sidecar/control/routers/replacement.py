@@ -162,9 +162,11 @@ class RouterSlots:
         Mostly there is none, and then nobody is looked at.
         """
         old, new = self.active, self.watched[-1]
-        there = staying if new is not old else ()
-        self._lacking = [url for url in there if old.is_ready(url) and not new.is_ready(url)]
-        self._is_equal = new is not old and new.book.listed and not self._lacking
+        if new is old:
+            self._lacking, self._is_equal = [], False
+            return
+        self._lacking = [url for url in staying if old.is_ready(url) and not new.is_ready(url)]
+        self._is_equal = new.book.listed and not self._lacking
 
     def addresses(self) -> tuple[str, str]:
         """Where the routers in the two slots listen, or would; empty for a slot that nginx balances by itself."""
