@@ -15,7 +15,7 @@ from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.domain.model import ReplicaId, ReplicaState
 from gateway_sidecar.errors import StoreAway
 from tests.unit.fake_time import in_fake_time
-from tests.unit.test_fleet import ENTRY, Site, fleets
+from tests.unit.test_fleet import ENTRY, Fleets, Site, fleets
 from tests.unit.world import World, Worlds
 
 R1, R2 = ReplicaId("r1"), ReplicaId("r2")
@@ -221,6 +221,21 @@ async def bridged(site: Site, replica: ReplicaId, owner: str | None = None) -> i
     raise AssertionError("it waits for ever")
 
 
+async def both_at_one_port(them: Fleets) -> tuple[Site, Site, int]:
+    """Two gateways that have the replica, and its port."""
+    a, b = await them.start("a"), await them.start("b")
+    await a.fleet.replicas.put("chat", R1, ENTRY)
+    port = await bridged(a, R1)
+    assert await bridged(b, R1) == port
+    return a, b, port
+
+
+def free(site: Site, port: int) -> None:
+    """Its bridge is gone, and nothing is in flight there."""
+    site.leases.release(port)
+    site.leases.note_quiet(port, 0.0)
+
+
 @in_fake_time
 async def test_gateways_that_ask_at_once_use_the_same_ports(tmp_path: Path) -> None:
     """Whoever of them writes the table. Each replica has its port within a tenth of a second."""
@@ -241,13 +256,10 @@ async def test_gateways_that_ask_at_once_use_the_same_ports(tmp_path: Path) -> N
 async def test_a_departed_replicas_port_rests_until_every_living_gateway_has_counted_zero(tmp_path: Path) -> None:
     """One that does not answer holds it up until it counts as dead."""
     async with fleets(tmp_path) as them:
-        a, b, c = await them.start("a"), await them.start("b"), await them.start("c")
-        await a.fleet.replicas.put("chat", R1, ENTRY)
-        port = await bridged(a, R1)
-        assert await bridged(b, R1) == port
+        c = await them.start("c")
+        a, b, port = await both_at_one_port(them)
         await a.fleet.replicas.take_out("chat", R1)
-        a.leases.release(port)
-        a.leases.note_quiet(port, 0.0)
+        free(a, port)
         await asyncio.sleep(60)
         assert list(a.fleet.ports.table.rests) == [port]
         b.leases.release(port)
@@ -261,8 +273,7 @@ async def test_a_departed_replicas_port_rests_until_every_living_gateway_has_cou
         assert await bridged(a, R1) != port
         await a.fleet.replicas.take_out("chat", R1)
         for taken in list(a.leases.leased):
-            a.leases.release(taken)
-            a.leases.note_quiet(taken, 0.0)
+            free(a, taken)
         await asyncio.sleep(60)
         assert a.fleet.ports.table.rests, "c does not answer"
         them.held.end(next(lease for lease, keys in them.held.leases.items() if "gateways/c" in keys))
@@ -276,10 +287,7 @@ async def test_a_departed_replicas_port_rests_until_every_living_gateway_has_cou
 async def test_an_engine_that_was_replaced_has_another_port_at_all_gateways(tmp_path: Path) -> None:
     """Whichever of them notices first."""
     async with fleets(tmp_path) as them:
-        a, b = await them.start("a"), await them.start("b")
-        await a.fleet.replicas.put("chat", R1, ENTRY)
-        first = await bridged(a, R1)
-        assert await bridged(b, R1) == first
+        a, b, first = await both_at_one_port(them)
         later = await asyncio.gather(*(bridged(site, R1, "chat/r1/2") for site in (a, b)))
         assert later[0] == later[1] != first
         assert list(a.fleet.ports.table.rests) == [first]
@@ -304,15 +312,11 @@ async def test_a_gateway_that_took_another_port_has_the_next_engines_one_with_th
 async def test_an_engine_that_an_outdated_entry_led_to_is_told_no_port(tmp_path: Path) -> None:
     """A gateway that was cut off looks by the old entry once more; the port is for the engine by the new one."""
     async with fleets(tmp_path) as them:
-        a, b = await them.start("a"), await them.start("b")
-        await a.fleet.replicas.put("chat", R1, ENTRY)
-        first = await bridged(a, R1)
-        assert await bridged(b, R1) == first
+        a, b, first = await both_at_one_port(them)
         await a.fleet.replicas.put("chat", R1, {"socket": "/run/moved.sock"})
         later = await bridged(a, R1, "chat/r1/2")
         assert later != first
-        b.leases.release(first)
-        b.leases.note_quiet(first, 0.0)
+        free(b, first)
         await b.fleet.reflector.look()
         assert b.fleet.ports.port_of("chat", R1, "chat/r1/2", ENTRY) is FleetPort.WAIT
         assert await bridged(b, R1, "chat/r1/3") == later
@@ -352,8 +356,7 @@ async def test_a_stay_asks_for_another_port_than_the_last_ones_also_after_an_out
         first = await bridged(a, R1)
         await a.fleet.replicas.put("chat", R1, {"socket": "/run/moved.sock"})
         assert a.fleet.ports.port_of("chat", R1, "chat/r1/2", ENTRY) is FleetPort.WAIT
-        a.leases.release(first)
-        a.leases.note_quiet(first, 0.0)
+        free(a, first)
         assert await bridged(a, R1, "chat/r1/3") != first
 
 
@@ -389,12 +392,8 @@ def test_what_was_told_is_known_after_a_restart_of_the_daemon(tmp_path: Path, to
 async def test_a_replica_that_is_put_again_at_once_has_another_port_at_all_gateways(tmp_path: Path) -> None:
     """Its old port may be free at one gateway, and in use at another one."""
     async with fleets(tmp_path) as them:
-        a, b = await them.start("a"), await them.start("b")
-        await a.fleet.replicas.put("chat", R1, ENTRY)
-        first = await bridged(a, R1)
-        assert await bridged(b, R1) == first
-        a.leases.release(first)
-        a.leases.note_quiet(first, 0.0)
+        a, b, first = await both_at_one_port(them)
+        free(a, first)
         later = [await bridged(site, R1, "chat/r1/2") for site in (a, b)]
         assert later[0] == later[1] != first
 
@@ -411,8 +410,7 @@ async def test_while_the_store_is_away_what_is_known_counts_and_what_is_new_gets
         port = await bridged(a, R1)
         a.store.failing = StoreAway("gone")
         await asyncio.sleep(6)
-        a.leases.release(port)
-        a.leases.note_quiet(port, 0.0)
+        free(a, port)
         assert await bridged(a, R1) == port, "it is known"
         assert await bridged(a, R1, "chat/r1/2") == 24011, "the next engine"
         assert await bridged(a, R2) == 24012
