@@ -40,6 +40,7 @@ class Why(StrEnum):
     REPLACED = "another engine behind the socket"
     CHANGED = "registered with other properties than the engine has"
     FAILED = "the router gave it up"
+    OVERDUE = "the router did not make it ready"
     MOVED = "it is advertised under another address"
     ADDRESS = "this machine needs the address that it is advertised under"
     FOREIGN = "no replica stands behind it"
@@ -117,7 +118,8 @@ class WorkerView:
 
     `listed` is False while the router's list is not known. A registration that the router accepted counts as a
     pending worker, listed or not. `registered_as` is what we told the router of it, if it was us; `busy` an
-    operation that has not been answered yet; `held` a back-off, `held_leaving` one after a removal that failed.
+    operation that has not been answered yet; `held` a back-off, `held_leaving` one after a removal that failed;
+    `overdue` says that it is there and not ready for longer than this router may take.
     """
 
     listed: bool
@@ -126,6 +128,7 @@ class WorkerView:
     busy: bool = False
     held: bool = False
     held_leaving: bool = False
+    overdue: bool = False
 
 
 NAMED = "/="
@@ -234,9 +237,12 @@ def plan_worker(view: OccupantView, seen: WorkerView) -> WorkerAction | None:
     | list not known       | wait               | wait       | wait                    |
     | not there            | register           | -          | -                       |
     | ready, not ready     | keep, or replace   | deregister | keep                    |
+    | not ready, overdue   | deregister         | deregister | keep                    |
     | failed               | deregister         | deregister | keep                    |
     | pending              | wait               | deregister | keep                    |
     | draining             | wait               | wait       | wait                    |
+
+    A worker that was taken out while it is wanted is not there, and so registered again.
     """
     if not seen.listed or seen.busy:
         return None
@@ -256,6 +262,8 @@ def plan_worker(view: OccupantView, seen: WorkerView) -> WorkerAction | None:
         return None
     if worker.status is WorkerStatus.FAILED:
         return Deregister(worker.worker_id, worker.url, Why.FAILED)
+    if seen.overdue:
+        return Deregister(worker.worker_id, worker.url, Why.OVERDUE)
     assert view.facts is not None
     expected = worker_spec(view.facts, worker.url, view.overrides, view.name, view.replica)
     # What we told the router counts, not what it made of it: a router that names things in its own way must not

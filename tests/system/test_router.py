@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from examples.simulated import EngineKind
+from examples.simulated import EngineKind, Lie
 from tests.system.clients import ask, pipe, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, replica_of, service_of, states_of
@@ -260,6 +260,26 @@ async def test_engine_that_dies_while_it_is_being_registered(
     await engine(gateway.socket("r1"), kind)
     await gateway.until_states({"r1": "serving"})
     assert "r1" in await ask(gateway, "tiny", stream=False)
+
+
+async def test_an_engine_that_was_ill_just_as_the_router_asked_is_registered_again(
+    gateway: Gateway, engine: StartEngine
+) -> None:
+    """SMG lists it without its model, and never asks for its tokenizer again: no request would reach it."""
+    await engine(gateway.socket("r1"))
+    router = router_of(await gateway.until_states({"r1": "serving"}))["pid"]
+    os.kill(router, signal.SIGSTOP)
+    try:
+        ill = await engine(gateway.socket("r2"), EngineKind.VLLM_GRPC)
+        await gateway.until_state("r2", "registering")
+        ill.behave(lie=Lie.EMPTY)
+    finally:
+        os.kill(router, signal.SIGCONT)
+    await gateway.until_workers(lambda workers: len(workers) == 2)
+    ill.behave(lie=None)
+    await gateway.until_states({"r1": "serving", "r2": "serving"})
+    reasons = [event["reason"] for event in gateway.events("worker.operation_failed")]
+    assert reasons == ["the router did not make it ready within 5 s"]
 
 
 async def test_engine_that_failed_again_and_again_is_not_shut_out(gateway: Gateway, engine: StartEngine) -> None:

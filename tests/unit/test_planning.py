@@ -130,6 +130,18 @@ def test_failed_worker_is_replaced() -> None:
     assert plan_worker(view(), seen(failed, held=True)) is None, "but not in a tight loop"
 
 
+def test_a_worker_that_the_router_does_not_make_ready_is_registered_anew() -> None:
+    """Only while its engine is well, and a back-off counts: a router that cannot is not asked again and again."""
+    unready = replace(READY, status=WorkerStatus.NOT_READY)
+    assert plan_worker(view(), seen(unready)) is None
+    late = seen(unready, overdue=True)
+    assert plan_worker(view(), late) == Deregister("w1", URL, Why.OVERDUE)
+    assert plan_worker(view(wanted=False), late) is None
+    assert plan_worker(view(), replace(late, held=True)) is None
+    assert plan_worker(view(), replace(late, busy=True)) is None
+    assert plan_worker(view(leaving=Why.DRAIN, wanted=False), late) == Deregister("w1", URL, Why.DRAIN)
+
+
 def test_what_we_told_the_router_counts_and_not_its_words_for_it() -> None:
     """A router that renames what it was told is not corrected for ever."""
     renamed = replace(READY, runtime_type="vllm")
@@ -198,6 +210,7 @@ class World:
     submitted: bool = False
     connections: int = 0
     released: bool = False
+    overdue: bool = False
     removals: list[Why] = field(default_factory=list)
 
     @property
@@ -220,7 +233,10 @@ class World:
             url=URL if self.port else None,
             in_flight=self.connections if out else None,
         )
-        return occupant, WorkerView(listed=self.router_known, worker=self.worker)
+        unready = self.worker is not None and self.worker.status is WorkerStatus.NOT_READY
+        return occupant, WorkerView(
+            listed=self.router_known, worker=self.worker, overdue=unready and self.overdue and self.router_known
+        )
 
     def plan(self) -> list[OccupantAction | WorkerAction]:
         if self.released:
@@ -247,8 +263,10 @@ class World:
                 self.worker = replace(READY, status=WorkerStatus.PENDING)
             case Deregister(_, _, why):
                 assert self.worker is not None
-                assert why is Why.FAILED or self.leaving is why, f"removed for {why}, which is not so"
+                is_so = self.leaving is why or why is Why.FAILED or (why is Why.OVERDUE and self.overdue)
+                assert is_so, f"removed for {why}, which is not so"
                 self.removals.append(why)
+                self.overdue = False
                 self.worker = replace(self.worker, status=WorkerStatus.DRAINING)
 
     def time_passes(self) -> None:
@@ -262,7 +280,7 @@ class World:
 
 
 EVENTS = ("unlink", "silence", "answer", "drain", "eject", "clear", "router_lost", "router_known", "router_new",
-          "worker_failed", "connect", "plan_first", "plan_all", "time")  # fmt: skip
+          "worker_failed", "worker_overdue", "connect", "plan_first", "plan_all", "time")  # fmt: skip
 
 
 def happen(world: World, event: str) -> None:
@@ -286,6 +304,9 @@ def happen(world: World, event: str) -> None:
             world.router_known = True
         case "router_new":
             world.worker, world.router_known = None, True
+        case "worker_overdue":
+            if world.worker is not None and world.worker.status is not WorkerStatus.DRAINING:
+                world.worker, world.overdue = replace(world.worker, status=WorkerStatus.NOT_READY), True
         case "worker_failed":
             if world.worker is not None:
                 world.worker = replace(world.worker, status=WorkerStatus.FAILED)
@@ -325,7 +346,10 @@ def test_any_plan_cut_anywhere_and_planned_again_converges(events: list[str]) ->
     assert world.plan() == [], "at rest there is nothing to do"
 
 
-@given(st.lists(st.sampled_from([e for e in EVENTS if e not in ("unlink", "drain", "eject", "worker_failed")])))
+EVIDENCE = frozenset({"unlink", "drain", "eject", "worker_failed", "worker_overdue"})
+
+
+@given(st.lists(st.sampled_from([event for event in EVENTS if event not in EVIDENCE])))
 def test_without_positive_evidence_nobody_is_removed(events: list[str]) -> None:
     """Silence, lost routers, cut plans: none of it deregisters a worker."""
     world = World()

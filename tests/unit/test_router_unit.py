@@ -156,6 +156,45 @@ async def test_a_replacement_that_fails_names_the_worker_that_the_new_router_ref
 
 
 @in_fake_time
+async def test_a_new_router_that_does_not_make_a_worker_ready_is_told_of_it_again(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SMG asks an engine that was silent just then after 30 or 60 s: longer than the replacement waits."""
+    async with worlds() as world:
+        world.appear("r1")
+        world.appear("r2")
+        await world.until(lambda: world.serves("r1", "r2"))
+        url, register, told = str(world.tenure("r2").url), PlayedRouter.register, 0
+
+        async def leave_out(router: PlayedRouter, spec: WorkerSpec) -> str:
+            nonlocal told
+            worker_id = await register(router, spec)
+            if spec.url == url:
+                told += 1
+                if told <= 2:
+                    router.workers[url] = replace(router.workers[url], status=WorkerStatus.NOT_READY)
+            return worker_id
+
+        monkeypatch.setattr(PlayedRouter, "register", leave_out)
+        await world.service.slots.replace()
+        assert told == 3
+        assert world.serves("r1", "r2")
+
+
+@in_fake_time
+async def test_a_replacement_that_fails_says_what_the_new_router_makes_of_a_worker(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with worlds() as world:
+        world.appear("r1")
+        await world.until(lambda: world.serves("r1"))
+        monkeypatch.setattr(PlayedRouter, "_become_ready", lambda *_: None)
+        with pytest.raises(RouterUnavailable) as failed:
+            await world.service.slots.replace()
+        assert str(failed.value).endswith(f"did not become ready in time; {world.tenure('r1').url}: pending")
+
+
+@in_fake_time
 async def test_a_router_is_being_replaced_from_when_that_is_due_until_the_old_one_has_ended(
     worlds: Worlds, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,6 @@ from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.telemetry.metrics import Metrics
-from tests.smg import SMG
 from tests.unit.fake_time import in_fake_time, stall
 
 URL = "http://127.0.0.1:24001"
@@ -67,7 +66,14 @@ class PlayedRouter:
 class RunningBook:
     """The book of the played router, observing it."""
 
-    def __init__(self, router: PlayedRouter, *, api_timeout_s: float = 5.0, is_adopted: bool = False) -> None:
+    def __init__(
+        self,
+        router: PlayedRouter,
+        *,
+        api_timeout_s: float = 5.0,
+        is_adopted: bool = False,
+        ready_within_s: float | None = 5.0,
+    ) -> None:
         self.killed = 0
         process = SimpleNamespace(
             service="chat",
@@ -76,7 +82,7 @@ class RunningBook:
             client=router,
             is_adopted=is_adopted,
             report_unresponsive=self._kill,
-            setup=SMG,
+            setup=SimpleNamespace(late_s=30.0, settles_s=0.1, ready_within_s=ready_within_s),
         )
         self._news = asyncio.Event()
         self.book = WorkerSync(
@@ -135,6 +141,50 @@ async def test_worker_that_was_ready_does_not_come_late() -> None:
         await running.until(lambda: getattr(running.book.workers.get(URL), "status", None) is WorkerStatus.READY)
         await running.do(Deregister("w1", URL, Why.SOCKET_GONE))
         assert running.book.late_until(URL) == 0
+
+
+@in_fake_time
+async def test_a_worker_that_stays_not_ready_is_overdue_after_what_its_router_may_take() -> None:
+    """Twice as long after each time that it was registered anew, until it was ready: then it all begins again."""
+    router = PlayedRouter()
+    async with RunningBook(router) as running:
+
+        async def until_listed(status: WorkerStatus | None) -> None:
+            router.status = status
+            await running.until(lambda: getattr(running.book.view(URL).worker, "status", None) is status)
+
+        for most_s in (5.0, 10.0, 20.0):
+            await running.do(Register(SPEC))
+            await asyncio.sleep(60)
+            assert not running.book.view(URL).overdue, "who is pending is being asked"
+            await until_listed(WorkerStatus.NOT_READY)
+            assert running.book.due_in_s(URL) == pytest.approx(most_s, rel=0.01)
+            await asyncio.sleep(most_s - 0.1)
+            assert not running.book.view(URL).overdue
+            await asyncio.sleep(0.2)
+            assert running.book.view(URL).overdue
+            await running.do(Deregister("w1", URL, Why.OVERDUE))
+            assert running.book.trouble(URL) == f"the router did not make it ready within {most_s:.0f} s"
+            assert running.book.view(URL).held, "and a moment is waited"
+            await until_listed(None)
+            assert not running.book.view(URL).overdue
+        await running.do(Register(SPEC))
+        await until_listed(WorkerStatus.READY)
+        assert running.book.due_in_s(URL) is None
+        await until_listed(WorkerStatus.NOT_READY)
+        assert running.book.due_in_s(URL) == pytest.approx(5.0, rel=0.01)
+
+
+@in_fake_time
+async def test_a_router_that_asks_its_workers_again_by_itself_is_not_told_again() -> None:
+    router = PlayedRouter()
+    async with RunningBook(router, ready_within_s=None) as running:
+        await running.do(Register(SPEC))
+        router.status = WorkerStatus.NOT_READY
+        await asyncio.sleep(600)
+        assert running.book.workers[URL].status is WorkerStatus.NOT_READY
+        assert not running.book.view(URL).overdue
+        assert running.book.due_in_s(URL) is None
 
 
 @in_fake_time

@@ -293,7 +293,7 @@ class Controller:
                 self._rooms.bridges.readdress(tenure, tenure.notes.overrides.peer)
 
     def _tell_routers(self, tenure: Tenure, seen: Mapping[str | None, Mapping[RouterUnit, WorkerView]]) -> float | None:
-        """Has each router told what it is to know; in how many seconds to try again what was refused."""
+        """Has each router told what it is to know; in how many seconds to look again."""
         tried_in_s, workers = None, _workers(tenure)
         for url, name in workers.items():
             view = tenure.view(url, name)
@@ -306,8 +306,8 @@ class Controller:
                     if isinstance(step, Deregister):
                         self._rooms.gate.decide()  # If it was the last one, requests have to wait before it goes.
                     unit.book.start(step)
-                elif url is not None and worker.held:
-                    tried_in_s = soonest(tried_in_s, unit.book.held_for_s(url))
+                elif url is not None:
+                    tried_in_s = soonest(tried_in_s, unit.book.due_in_s(url))
         return tried_in_s
 
     def _release(self, tenure: Tenure) -> None:

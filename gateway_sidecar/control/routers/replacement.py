@@ -334,11 +334,14 @@ class RouterSlots:
                 await asyncio.sleep(_POLL_S)
 
     def _unready(self, new: RouterUnit) -> str:
-        """How many workers the new router does not have ready, and what it said of one."""
+        """How many workers the new router does not have ready, and what is known of one."""
         if not self._lacking:
             return "it did not list its workers in time"
-        troubles = [f"; {url}: {why}" for url in self._lacking if (why := new.book.trouble(url))]
-        return f"{len(self._lacking)} of its workers did not become ready in time{''.join(troubles[:1])}"
+        troubles = [f"{url}: {why}" for url in self._lacking if (why := new.book.trouble(url))]
+        url = self._lacking[0]
+        worker = new.book.workers.get(url)
+        one = troubles[0] if troubles else f"{url}: {'not there' if worker is None else worker.status.value}"
+        return f"{len(self._lacking)} of its workers did not become ready in time; {one}"
 
     def _begin_to_retire(self, old: RouterUnit) -> None:
         self._retiring = self._tasks.until_done(partial(self._retire, old))

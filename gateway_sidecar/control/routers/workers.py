@@ -14,7 +14,7 @@ from gateway_sidecar.control.routers.router import Router
 from gateway_sidecar.control.workqueue import Key, Part, WorkerAt, WorkQueue
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.domain.model import Registered, WorkerSpec, WorkerStatus
-from gateway_sidecar.domain.planning import Deregister, Register, WorkerView
+from gateway_sidecar.domain.planning import Deregister, Register, Why, WorkerView
 from gateway_sidecar.errors import RouterError, RouterUnavailable, WorkerExists
 from gateway_sidecar.routers.base import RouterClient
 from gateway_sidecar.supervision import awake
@@ -23,6 +23,8 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _RETRIES = Backoff(first_s=0.25, most_s=15.0)
+_MOST_OVERDUE_S = 300.0
+"""A worker that stays unready however often it is registered: SMG may load a tokenizer for minutes."""
 _FEW = 8
 _LEAST_POLL_S = 0.005
 _PAUSE_FOR_EACH = 3.0
@@ -92,6 +94,7 @@ class WorkerSync:
         self._told_before_until = 0.0
         self._answered_at: dict[str, float] = {}
         self._settling: dict[str, float] = {}
+        self._not_ready_since: dict[str, float] = {}
         self._tasks = Tasks(router.service, metrics)
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, _Failure] = {}
@@ -144,12 +147,26 @@ class WorkerSync:
             busy=url in self._busy,
             held=held,
             held_leaving=held and self._failures[url].removing,
+            overdue=self._overdue_in_s(url) == 0,
         )
 
     def held_for_s(self, url: str) -> float:
         """How long the next try has to wait."""
         failure = self._failures.get(url)
         return max(0.0, failure.until - awake.monotonic()) if failure else 0.0
+
+    def due_in_s(self, url: str) -> float | None:
+        """In how many seconds this worker is to be looked at again, though nothing happens before."""
+        held_for_s = self.held_for_s(url)
+        return held_for_s if held_for_s > 0 else self._overdue_in_s(url)
+
+    def _overdue_in_s(self, url: str) -> float | None:
+        since, within_s = self._not_ready_since.get(url), self._router.setup.ready_within_s
+        if since is None or within_s is None:
+            return None
+        failure = self._failures.get(url)
+        most_s = Backoff(within_s, _MOST_OVERDUE_S).delay_s(1 + failure.count if failure else 1)
+        return max(0.0, since + most_s - awake.now())
 
     def trouble(self, url: str) -> str | None:
         """Why the last operation on this worker failed, if the last one did."""
@@ -171,6 +188,7 @@ class WorkerSync:
         self._failures.pop(url, None)
         self._answered_at.pop(url, None)
         self._settling.pop(url, None)
+        self._not_ready_since.pop(url, None)
         self._proven.discard(url)
 
     def start(self, action: Register | Deregister) -> None:
@@ -260,7 +278,8 @@ class WorkerSync:
         lost = list(self.workers)
         self._listed = False
         for book in (
-            self.workers, self._submissions, self._answered_at, self._settling, self._failures, self._late_until
+            self.workers, self._submissions, self._answered_at, self._settling, self._failures, self._late_until,
+            self._not_ready_since,
         ):  # fmt: skip
             book.clear()
         self._proven.clear()
@@ -329,6 +348,7 @@ class WorkerSync:
         submission = self._submissions.get(url)
         if submission is not None and worker is not None and submission.worker_id != worker.worker_id:
             del self._submissions[url]  # Not the one that we registered: what we told of that one proves nothing.
+        self._time(url, worker)
         if worker is None:
             self.workers.pop(url, None)
             submission = self._submissions.pop(url, None)
@@ -351,6 +371,13 @@ class WorkerSync:
             return False  # It is still being added: nothing follows from what else is said of it.
         self._on_change(url)
         return True
+
+    def _time(self, url: str, worker: Registered | None) -> None:
+        """Since when it is listed, and not ready."""
+        if worker is not None and worker.status is WorkerStatus.NOT_READY:
+            self._not_ready_since.setdefault(url, awake.now())
+        else:
+            self._not_ready_since.pop(url, None)
 
     async def _operate(self, url: str, work: Coroutine[None, None, None], removing: bool) -> None:
         try:
@@ -418,6 +445,9 @@ class WorkerSync:
         if submission is not None and not submission.confirmed:
             self._late_until[action.url] = awake.now() + self._router.setup.late_s
         self._settling[action.url] = awake.monotonic() + self._router.setup.settles_s
+        since = self._not_ready_since.pop(action.url, None)
+        if action.why is Why.OVERDUE and since is not None:
+            self._fail(action.url, f"{action.why.value} within {awake.now() - since:.0f} s")
         worker = self.workers.get(action.url)
         if worker is not None and worker.worker_id == action.worker_id:
             self.workers[action.url] = replace(worker, status=WorkerStatus.DRAINING)
