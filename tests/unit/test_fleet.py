@@ -60,7 +60,7 @@ class Site:
         membership = Membership(self.store, reflector, remembered, name, self.problems.of("store: gateway"), lease_s=15)
         local = directory / "replicas.json"
         replicas = SharedReplicas(self.store, reflector, remembered, membership.settled, local)
-        drains = FleetDrains(self.store, reflector, membership)
+        drains = FleetDrains(self.store, reflector, membership, replicas)
         seen = Seen(self.store, reflector, membership)
         self.leases = PortLeases(range(24001, 24021))
         ports = FleetPorts(self.store, reflector, membership, replicas, self.leases)

@@ -29,6 +29,7 @@ from gateway_sidecar.domain.fleet import (
 from gateway_sidecar.domain.model import Ready, ReplicaId
 from gateway_sidecar.domain.store_memory import Entry, Snapshot
 from gateway_sidecar.errors import StoreAway, StoreError
+from tests.fake_store import FakeStore
 from tests.unit.fake_time import in_fake_time
 from tests.unit.test_fleet import ENTRY, OTHER, Site, fleets
 from tests.unit.world import FACTS, READY, World, Worlds
@@ -236,6 +237,25 @@ async def test_a_drain_of_a_replica_that_moves_means_the_engine_that_it_moves_to
         world.answer("new", READY)
         await asyncio.sleep(60)
         assert world.router.ready() == set()
+
+
+@in_fake_time
+async def test_a_drain_means_the_engine_that_the_others_have_if_this_gateway_is_behind(worlds: Worlds) -> None:
+    """It was cut off from the store while the replica was put anew: the others drain the engine that it sees next."""
+    async with of_api(worlds) as world:
+        await world.in_use("r1", 0)
+        world.asks.has_another.add("r1")
+        world.asks.ask("r1", "d1")
+        await world.until(lambda: says(world) == DrainSeen("d1", True, True, 0))
+        world.appear("r1")
+        world.asks.has_another.clear()
+        calls = len(world.router.calls)
+        await asyncio.sleep(60)
+        assert says(world) == DrainSeen("d1", True, True, 0)
+        assert world.router.ready() == set()
+        assert "register" not in {what for what, _ in world.router.calls[calls:]}
+        world.appear("r1")  # That one is not meant any more.
+        await world.until(lambda: world.serves("r1"))
 
 
 @in_fake_time
@@ -502,6 +522,46 @@ async def test_a_gateway_that_cannot_read_the_store_takes_back_its_own_drain_alo
             await b.fleet.drains.take_back(here, R1)  # type: ignore[arg-type]
         here.alone = True
         await b.fleet.drains.take_back(here, R1)  # type: ignore[arg-type]
+
+
+class OneKeyAtATime(FakeStore):
+    """One that came back a moment ago, in the middle of a request: nobody has read it whole yet."""
+
+    is_read_whole = True
+
+    async def read(self, *prefixes: str) -> Snapshot:
+        if not self.is_read_whole and len(prefixes) > 2:
+            raise StoreAway("no answer in 2 s")
+        return await super().read(*prefixes)
+
+
+@in_fake_time
+async def test_a_drain_that_is_asked_for_holds_here_once_what_else_the_store_has_is_known(tmp_path: Path) -> None:
+    """Before that the engine that is known here may be another than the one that the others drain."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a", client=OneKeyAtATime), await them.start("b")
+        assert isinstance(a.store, OneKeyAtATime)
+        await a.fleet.replicas.put("chat", R1, ENTRY)
+        await asyncio.sleep(1)
+        b.says[KEY], a.store.is_read_whole = SAFE, False
+        await b.fleet.replicas.put("chat", R1, OTHER)
+        asking = await a.fleet.drains.ask("chat", R1)
+        await asyncio.sleep(1)
+        assert not asking.trouble
+        assert set(b.fleet.drains.asked_of("chat") or {}) == {R1}
+        assert a.fleet.drains.asked_of("chat") == {}
+        assert a.entries() == {R1: ENTRY}
+        a.store.failing, here = StoreAway("no answer in 2 s"), Engine()
+        here.alone = True
+        with pytest.raises(StoreError):
+            await a.fleet.drains.take_back(here, R1)  # type: ignore[arg-type]
+        a.store.failing, a.store.is_read_whole = None, True
+        a.says[KEY] = busy(1)
+        await asyncio.sleep(20)
+        assert set(a.fleet.drains.asked_of("chat") or {}) == {R1}
+        assert a.fleet.drains.is_outdated("chat", R1, ENTRY)
+        assert not a.fleet.drains.is_outdated("chat", R1, OTHER)
+        assert not a.fleet.drains.is_outdated("chat", R1, None), "what it was found by is not known"
 
 
 @in_fake_time

@@ -214,6 +214,8 @@ class PlayedAsks:
 
     def __init__(self) -> None:
         self.asked: dict[str, str] | None = {}
+        self.has_another: set[str] = set()
+        """Replicas that the fleet has another entry for than the one they were found by here."""
         self._listeners: list[Callable[[], None]] = []
 
     def ask(self, replica: str, id_: str | None) -> None:
@@ -228,6 +230,9 @@ class PlayedAsks:
         if self.asked is None:
             return None
         return {ReplicaId(name): AskedDrain(id_, "far") for name, id_ in self.asked.items()}
+
+    def is_outdated(self, service: str, replica: ReplicaId, entry: RawEntry | None) -> bool:
+        return replica in self.has_another
 
     def listen(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)

@@ -16,6 +16,7 @@ from functools import partial
 
 from gateway_sidecar.control.fleet.membership import Membership
 from gateway_sidecar.control.fleet.reflector import DRAINS, StoreReflector
+from gateway_sidecar.control.fleet.replicas import SharedReplicas
 from gateway_sidecar.control.replicas.drain import DrainReport, Drains
 from gateway_sidecar.domain.fleet import (
     AskedDrain,
@@ -29,6 +30,7 @@ from gateway_sidecar.domain.fleet import (
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.domain.store_memory import Snapshot
 from gateway_sidecar.errors import StoreConflict, StoreError
+from gateway_sidecar.sources.entry import RawEntry
 from gateway_sidecar.stores.base import Store
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import beating, heartbeat
@@ -57,10 +59,15 @@ class Asking:
 class FleetDrains:
     """What the fleet was asked for (a `FleetAsks`)."""
 
-    def __init__(self, store: Store, reflector: StoreReflector, membership: Membership) -> None:
+    def __init__(
+        self, store: Store, reflector: StoreReflector, membership: Membership, replicas: SharedReplicas
+    ) -> None:
         self._store = store
         self._reflector = reflector
         self._membership = membership
+        self._replicas = replicas
+        self._written: dict[str, int] = {}
+        """SERVICE/REPLICA -> the revision of the drain that was asked for here last."""
         self._listeners: list[Callable[[], None]] = []
         self._by_service: Mapping[str, Mapping[ReplicaId, AskedDrain]] | None = None
         self._waiting: Counter[str] = Counter()
@@ -74,6 +81,10 @@ class FleetDrains:
     def asked_of(self, service: str) -> Mapping[ReplicaId, AskedDrain] | None:
         """The drains of a service's replicas; None while nothing is known of the store."""
         return None if self._by_service is None else self._by_service.get(service, {})
+
+    def is_outdated(self, service: str, replica: ReplicaId, entry: RawEntry | None) -> bool:
+        """Whether the store lists another entry than the one that an engine was found by."""
+        return self._replicas.is_outdated(service, replica, entry)
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Calls it whenever other drains are asked for than before."""
@@ -111,7 +122,10 @@ class FleetDrains:
             revision = await self._write(key, asked.to_json())
         except StoreError as error:
             return Asking(key, asked, began, trouble=f"the other gateways could not be asked: {error}")
-        await self._reflector.look()  # Who is alive is judged by what was read after it was written.
+        self._written[key] = revision
+        # Who is alive is judged by what was read after it was written, and so is which engine is meant: while the store
+        # was away here, the replica may have been put elsewhere.
+        await self._reflector.look()
         return Asking(key, asked, began, revision)
 
     async def finish(
@@ -136,7 +150,8 @@ class FleetDrains:
         try:
             await self._write(key, None)
         except StoreError:
-            if key in self.held or not of.is_asked_here_alone(replica):
+            is_unread = self._written.get(key, 0) > self._reflector.read_revision
+            if key in self.held or is_unread or not of.is_asked_here_alone(replica):
                 raise
 
     @asynccontextmanager
@@ -211,7 +226,8 @@ class FleetDrains:
                 revision = await self._store.swap(DRAINS + key, value, seen=before.revision if before else None)
             except StoreConflict:
                 continue
-            self._reflector.note_write(DRAINS + key, value, revision)
+            if value is None:
+                self._reflector.note_write(DRAINS + key, None, revision)
             return revision
         raise StoreError("other gateways ask for drains of the same replica all the time; try again")
 

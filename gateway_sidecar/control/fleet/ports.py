@@ -85,8 +85,7 @@ class FleetPorts:
         """
         key = f"{service}/{replica}"
         port, want = self.table.current.get(key), self._wants.get(key)
-        listed = self._replicas.of(service).entries.get(replica)
-        if entry is not None and listed is not None and entry != listed:
+        if self._replicas.is_outdated(service, replica, entry):
             port = None
         is_free_to_ask = self._reflector.is_up and (want is None or want.not_this is None)
         if port is not None and is_free_to_ask and self._is_anothers(key, port, owner):

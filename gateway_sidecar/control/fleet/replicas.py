@@ -61,6 +61,11 @@ class SharedReplicas:
             self._records[service].unread = self._unread
         return self._records[service]
 
+    def is_outdated(self, service: str, replica: ReplicaId, entry: RawEntry | None) -> bool:
+        """Whether the store lists another entry than the one that an engine was found by: a look is on its way."""
+        listed = self.of(service).entries.get(replica)
+        return entry is not None and listed is not None and entry != listed
+
     @property
     def _unread(self) -> str | None:
         if self._reflector.known is None:

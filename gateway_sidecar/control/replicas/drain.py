@@ -15,6 +15,7 @@ from gateway_sidecar.domain.fleet import AskedDrain, DrainAt, DrainSeen, connect
 from gateway_sidecar.domain.model import PeerAddress, ReplicaId, WorkerType
 from gateway_sidecar.domain.planning import STAYS_BRIDGED, worker_spec
 from gateway_sidecar.sources.api import NAME as API
+from gateway_sidecar.sources.entry import RawEntry
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.telemetry.logs import get_logger
@@ -44,6 +45,10 @@ class FleetAsks(Protocol):
         """None while that is not known: then nothing changes."""
         ...
 
+    def is_outdated(self, service: str, replica: ReplicaId, entry: RawEntry | None) -> bool:
+        """Whether the fleet has another entry for the replica than the one that an engine was found by."""
+        ...
+
     def listen(self, listener: Callable[[], None]) -> None: ...
 
     def unlisten(self, listener: Callable[[], None]) -> None: ...
@@ -55,6 +60,10 @@ class NobodyAsks:
     def asked_of(self, service: str) -> Mapping[ReplicaId, AskedDrain] | None:
         """Nothing, ever."""
         return {}
+
+    def is_outdated(self, service: str, replica: ReplicaId, entry: RawEntry | None) -> bool:
+        """Nobody has another one."""
+        return False
 
     def listen(self, listener: Callable[[], None]) -> None:
         """There is nothing to hear."""
@@ -76,7 +85,7 @@ class Drains:
         metrics: Metrics,
     ) -> None:
         self._fleet = fleet
-        self._heeded: dict[ReplicaId, str] = {}
+        self._followed: dict[ReplicaId, str] = {}
         self._settings = settings
         self.service = tenures.service
         self._tenures = tenures
@@ -137,6 +146,7 @@ class Drains:
         """Has it drain, or go on, as the fleet was asked; before anything else is decided of it.
 
         A drain means the engine that is there when a gateway first hears of it, and not the one that takes its place.
+        One that was found by an outdated entry is not yet that engine: other gateways may drain the next one already.
         """
         is_meant = tenure.sighting.source == API and self._tenures.current.get(tenure.replica) is tenure
         asked = self._fleet.asked_of(self.service) if is_meant else None
@@ -147,17 +157,22 @@ class Drains:
             if tenure.drain.asked is not None:
                 self._end(tenure)
         elif tenure.drain.asked == it.id:
-            self._heeded[tenure.replica] = it.id
+            self._note_followed(tenure, it.id)
         elif tenure.key in self._tenures.unconfirmed:
             return  # Whether it is the engine that is meant, the first look tells.
-        elif self._heeded.get(tenure.replica) == it.id:
+        elif self._followed.get(tenure.replica) == it.id:
             tenure.drain.asked = it.id  # That was the engine before this one.
         else:
-            tenure.drain.asked = self._heeded[tenure.replica] = it.id
+            tenure.drain.asked = it.id
+            self._note_followed(tenure, it.id)
             if not tenure.drain.requested:
                 tenure.drain.requested = True
                 tenure.drain.done.clear()
                 self._logger.info("replica.drain_asked", replica=tenure.replica, gateway=it.gateway)
+
+    def _note_followed(self, tenure: Tenure, asked: str) -> None:
+        if not self._fleet.is_outdated(self.service, tenure.replica, tenure.sighting.entry):
+            self._followed[tenure.replica] = asked
 
     def is_for_fleet(self, replica: ReplicaId) -> bool:
         """Whether a drain of it means all gateways of a fleet: they have what was put over the API."""
@@ -183,7 +198,7 @@ class Drains:
 
     def _reconsider(self) -> None:
         asked = self._fleet.asked_of(self.service) or {}
-        self._heeded = {replica: id_ for replica, id_ in self._heeded.items() if replica in asked}
+        self._followed = {replica: id_ for replica, id_ in self._followed.items() if replica in asked}
         for tenure in self._tenures:
             it = asked.get(tenure.replica)
             if tenure.sighting.source == API and tenure.drain.asked != (None if it is None else it.id):
