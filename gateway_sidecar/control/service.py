@@ -97,9 +97,9 @@ class Service:
             await self.hold_policy.close()
             await self.slots.close()
             await self.prober.close()
-            await self.liveness.close()
+            await self.liveness.close(self._tenures)
             for tenure in self._tenures:
-                tenure.close_handle()
+                self._tenures.let_go(tenure)
 
     def reconfigure(self, settings: ServiceSettings) -> None:
         """Takes new settings; what was observed stays."""

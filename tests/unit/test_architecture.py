@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections import defaultdict
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +28,35 @@ def words() -> frozenset[str]:
         if path.suffix in {".py", ".lua", ".js", ".yaml", ".service"} and path != Path(__file__):
             found.update(re.findall(r"\w+", path.read_text()))
     return frozenset(found | set(re.findall(r"\w+", (ROOT / "Makefile").read_text())))
+
+
+@cache
+def members() -> Mapping[str, frozenset[str]]:
+    """Class -> its methods, fields and constants, and those of its bases; all classes of one name together."""
+    own: defaultdict[str, set[str]] = defaultdict(set)
+    bases: defaultdict[str, set[str]] = defaultdict(set)
+    for path in (ROOT / "gateway_sidecar").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                bases[node.name].update(base.id for base in node.bases if isinstance(base, ast.Name))
+                for each in ast.walk(node):
+                    if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef):
+                        own[node.name].add(each.name)
+                    elif isinstance(each, ast.AnnAssign | ast.Assign):
+                        targets = [each.target] if isinstance(each, ast.AnnAssign) else each.targets
+                        own[node.name].update(
+                            target.attr if isinstance(target, ast.Attribute) else ast.unparse(target)
+                            for target in targets
+                        )
+    return {name: frozenset(its.union(*(own.get(base, set()) for base in bases[name]))) for name, its in own.items()}
+
+
+def test_every_member_it_names_is_of_that_class() -> None:
+    """`Class.member`, wherever it stands, in drawings too: the class itself has it, or one that it is made of."""
+    named = set(re.findall(r"\b([A-Z]\w+)\.([a-z_]\w*)\b", PAGE))
+    of_ours = {(name, member) for name, member in named if name in members()}
+    assert of_ours, "the page names some"
+    assert sorted(f"{name}.{member}" for name, member in of_ours if member not in members()[name]) == []
 
 
 def test_every_file_it_names_is_there() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway_sidecar.control.replicas.asking import ProbeTurns, TunnelEnds
-from gateway_sidecar.control.replicas.tenure import BridgeHosts, Probed, Tenure
+from gateway_sidecar.control.replicas.tenure import BridgeHosts, Presence, Probed, Tenure
 from gateway_sidecar.domain.lifecycle import Against
 from gateway_sidecar.domain.model import (
     Access,
@@ -25,7 +25,6 @@ from gateway_sidecar.domain.model import (
     SocketIdentity,
     Unknown,
 )
-from gateway_sidecar.domain.planning import Why
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute, SshServer, Tunnel
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision import awake
@@ -324,7 +323,7 @@ async def test_a_question_whose_answer_matters_no_more_is_taken_back(leaves: boo
     tenure, prober = well_engine(probe)
     prober.look_after(tenure)
     if leaves:
-        tenure.leave(Why.SOCKET_GONE)
+        tenure.presence = Presence.GONE
     else:
         tenure.drain.requested = True
     await asyncio.sleep(1)

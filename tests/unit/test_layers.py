@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +325,10 @@ WRITERS = {
     "status": "reporting.py",
 }
 """Which module of `control/replicas/` writes which record of a tenure, once the tenure has begun."""
+OF_THE_TENURE = {"sighting", "handle", "presence", "gone_because"}
+"""Its own fields, which change and are no record: the registry writes them."""
+CHANGES = {"set", "clear", "cancel", "abort"}
+"""Methods of what stands in a record that change it."""
 
 
 def _assigned(path: Path) -> Iterator[tuple[ast.expr, ast.expr | None]]:
@@ -338,21 +342,36 @@ def _assigned(path: Path) -> Iterator[tuple[ast.expr, ast.expr | None]]:
             yield node.target, node.value
 
 
+def _record_in(expression: ast.expr, names: Mapping[str, str]) -> str | None:
+    """The record that something stands in: `tenure.drain.done`, or `drain.done` where `drain = tenure.drain`."""
+    while isinstance(expression, ast.Attribute):
+        expression = expression.value
+        if isinstance(expression, ast.Attribute) and expression.attr in WRITERS:
+            return expression.attr
+    return names.get(ast.unparse(expression))
+
+
 def test_each_record_of_a_tenure_has_one_writer() -> None:
     """Who wants to know what made a value what it is has one module to read. A name for a record is that record."""
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
-        record_of = {
+        names = {
             target.id: value.attr
             for target, value in _assigned(path)
             if isinstance(target, ast.Name) and isinstance(value, ast.Attribute) and value.attr in WRITERS
         }
-        for target, _ in _assigned(path):
-            if isinstance(target, ast.Attribute) and not ast.unparse(target).startswith("self."):
-                of = target.value
-                record = of.attr if isinstance(of, ast.Attribute) else record_of.get(ast.unparse(of))
-                if record in WRITERS and path.name != WRITERS[record]:
-                    found.append(f"{path.relative_to(PACKAGE.parent)}:{target.lineno} {ast.unparse(target)}")
+        changed = [target for target, _ in _assigned(path)] + [
+            node.func.value
+            for node in nodes(path)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGES
+        ]
+        for what in changed:
+            if isinstance(what, ast.Attribute) and not ast.unparse(what).startswith("self."):
+                record = _record_in(what, names)
+                is_its_own = what.attr in OF_THE_TENURE and record is None
+                writer = "registry.py" if is_its_own else WRITERS.get(record or "")
+                if writer is not None and path.name != writer:
+                    found.append(f"{path.relative_to(PACKAGE.parent)}:{what.lineno} {ast.unparse(what)}")
     assert found == []
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from gateway_sidecar.control.replicas.prober import Crowds, Prober
 from gateway_sidecar.control.replicas.registry import Registry
-from gateway_sidecar.control.replicas.tenure import Probed, Tenure
+from gateway_sidecar.control.replicas.tenure import Presence, Probed, Tenure
 from gateway_sidecar.domain.lifecycle import Against
 from gateway_sidecar.domain.model import (
     Access,
@@ -22,7 +22,6 @@ from gateway_sidecar.domain.model import (
     Ready,
     Unknown,
 )
-from gateway_sidecar.domain.planning import Why
 from gateway_sidecar.supervision import awake
 from tests.unit.engines import FACTS, PlayedProbe, prober_of, tenure_of, well_engine
 from tests.unit.fake_time import in_fake_time
@@ -221,6 +220,6 @@ def test_a_crowd_is_counted_now_and_then_and_not_for_each_of_it() -> None:
     crowds = Crowds(cast("Registry", dead))
     assert crowds.of(Against.REFUSED, 1.0).loading == 300
     for each in dead[:100]:
-        each.leave(Why.SOCKET_GONE)
+        each.presence = Presence.GONE
     assert crowds.of(Against.REFUSED, 1.1).loading == 300
     assert crowds.of(Against.REFUSED, 1.3).loading == 200

@@ -73,6 +73,7 @@ class RunningBook:
         api_timeout_s: float = 5.0,
         is_adopted: bool = False,
         ready_within_s: float | None = 5.0,
+        rescan_interval_s: float = 0.01,
     ) -> None:
         self.killed = 0
         process = SimpleNamespace(
@@ -89,7 +90,7 @@ class RunningBook:
             cast("RouterProcess", cast("Any", process)),
             cast("WorkQueue[Key]", cast("Any", self)),
             Metrics(),
-            rescan_interval_s=0.01,
+            rescan_interval_s=rescan_interval_s,
             api_timeout_s=api_timeout_s,
         )
 
@@ -147,7 +148,7 @@ async def test_worker_that_was_ready_does_not_come_late() -> None:
 async def test_a_worker_that_stays_not_ready_is_overdue_after_what_its_router_may_take() -> None:
     """Twice as long after each time that it was registered anew, until it was ready: then it all begins again."""
     router = PlayedRouter()
-    async with RunningBook(router) as running:
+    async with RunningBook(router, rescan_interval_s=2.0) as running:
 
         async def until_listed(status: WorkerStatus | None) -> None:
             router.status = status
@@ -178,7 +179,7 @@ async def test_a_worker_that_stays_not_ready_is_overdue_after_what_its_router_ma
 @in_fake_time
 async def test_a_router_that_asks_its_workers_again_by_itself_is_not_told_again() -> None:
     router = PlayedRouter()
-    async with RunningBook(router, ready_within_s=None) as running:
+    async with RunningBook(router, ready_within_s=None, rescan_interval_s=2.0) as running:
         await running.do(Register(SPEC))
         router.status = WorkerStatus.NOT_READY
         await asyncio.sleep(600)

@@ -311,7 +311,8 @@ class Controller:
         return tried_in_s
 
     def _release(self, tenure: Tenure) -> None:
-        tenure.close_handle()
+        self._tenures.let_go(tenure)
+        self._rooms.liveness.disconnect(tenure)
         urls, its_own = _workers(tenure), self._tenures.remove(tenure)
         late_until = max((unit.book.late_until(url) for unit in self._slots.units for url in urls), default=0.0)
         self._rooms.bridges.give_back(tenure, late_until)
@@ -319,7 +320,7 @@ class Controller:
         for unit in self._slots.units:
             for url in its_own:
                 unit.book.forget(url)
-        tenure.drain.done.set()
+        self._rooms.drains.end(tenure)
         for stay in self._tenures.of_same_engine(tenure):
             self._queue.add(stay.key)  # Whose drain may have waited for this one's requests.
         self._rooms.reporting.ended(tenure)

@@ -265,6 +265,10 @@ class Drains:
             self._logger.info("replica.drained", replica=tenure.replica)
         return None
 
+    def end(self, tenure: Tenure) -> None:
+        """Its stay is over: whoever waits for its drain waits no more."""
+        tenure.drain.done.set()
+
     def places_to_count(self) -> set[int | PeerAddress]:
         """Bridge ports and advertised addresses whose open connections decide what happens next."""
         waiting = (

@@ -44,15 +44,13 @@ class Lifecycle:
         for sighting in listing.present.values():
             current = self._tenures.current.get(sighting.replica)
             is_same = current is not None and current.sighting.occupant == sighting.occupant
-            if current is not None and is_same and self._tenures.confirm(current):
+            if current is not None and is_same and self._tenures.confirm(current, sighting):
                 self._queue.add(current.key)
             if current is not None and not is_same:
                 self._supplant(current, sighting)
                 current = None
             if current is None:
                 self._began(self._tenures.begin(sighting, self._tenures.fresh_generation(sighting.occupant)))
-            else:
-                current.sighting = sighting
         if not listing.unseen:
             self._tenures.note_all()
 
@@ -125,21 +123,17 @@ class Lifecycle:
 
     def _succeed(self, tenure: Tenure, why: Why, probe: Probed, bridge: Bridged, drain: Draining) -> None:
         """The next stay behind the same socket takes over what keeps hold of it."""
-        tenure.leave(why)
-        notes: Notes = replace(tenure.notes)
+        self._tenures.leave(tenure, why)
+        notes, handle = replace(tenure.notes), self._tenures.take_handle(tenure)
         successor = self._tenures.begin(
-            tenure.sighting, tenure.generation + 1, notes=notes, probe=probe, bridge=bridge, drain=drain
+            tenure.sighting, tenure.generation + 1, notes=notes, probe=probe, bridge=bridge, drain=drain, handle=handle
         )
-        successor.handle, tenure.handle = tenure.handle, None
-        tenure.close_handle()
         self._began(successor)
 
     def _lose(self, tenure: Tenure) -> None:
-        tenure.leave(Why.SOCKET_GONE)
-        self._tenures.leave(tenure)
-        if tenure.probe.task is not None:
-            tenure.probe.task.cancel()
-        tenure.close_handle()
+        self._tenures.leave(tenure, Why.SOCKET_GONE)
+        self._prober.stop(tenure)
+        self._tenures.let_go(tenure)
         self._queue.add(tenure.key, urgent=True)  # Every millisecond may cost a request.
 
     def _supplant(self, tenure: Tenure, by: Sighting) -> None:

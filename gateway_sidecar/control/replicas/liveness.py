@@ -11,7 +11,7 @@ them, so it takes one place in the engine's queue and no other.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import cast
 
@@ -93,15 +93,23 @@ class LivenessConnections:
         """Takes a new time-out."""
         self._timeout_s = settings.health.timeout_s
 
-    async def close(self) -> None:
-        """Ends those that are being opened; who closes a tenure's handle closes the others."""
+    async def close(self, tenures: Iterable[Tenure]) -> None:
+        """Ends all of them, and those that are being opened."""
         await self._tasks.close()
+        for tenure in tenures:
+            self.disconnect(tenure)
+
+    def disconnect(self, tenure: Tenure) -> None:
+        """Its engine is watched no more."""
+        connection, tenure.probe.liveness.connection = tenure.probe.liveness.connection, None
+        if connection is not None:
+            connection.abort()
 
     def keep_up(self, tenure: Tenure) -> None:
         """Makes sure that the engine's end will be noticed at once, or within a moment; while it is drained, not."""
         probe, liveness = tenure.probe, tenure.probe.liveness
-        if tenure.drain.requested:
-            liveness.disconnect()
+        if tenure.drain.requested or tenure.gone:
+            self.disconnect(tenure)
             return
         if not isinstance(probe.result, Ready) or not tenure.bridge.linked or tenure.address is None:
             return

@@ -153,7 +153,7 @@ class NotesReader:
                 os.close(handle)  # Replaced since the look: the next one begins a new tenure.
                 self._reflector.look_soon()
             else:
-                tenure.handle = handle
+                self._tenures.hold(tenure, handle)
                 tenure.notes.pin_problem = None
             self._queue.add(tenure.key)
 

@@ -236,6 +236,11 @@ class Prober:
         elif tenure.address is not None:
             self._spawn_ask(tenure, tenure.address)
 
+    def stop(self, tenure: Tenure) -> None:
+        """Its engine is gone: an answer that it owes is awaited no more."""
+        if tenure.probe.task is not None:
+            tenure.probe.task.cancel()
+
     def _spawn_ask(self, tenure: Tenure, address: str) -> None:
         asking = self._ask(tenure, address)
         tenure.probe.task = self._tasks.spawn(asking, again=partial(self._ask_anew, tenure))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
@@ -74,6 +75,7 @@ class Registry:
         drain: Draining | None = None,
         served: bool = False,
         confirmed: bool = True,
+        handle: int | None = None,
     ) -> Tenure:
         """A new tenure; its replica's current one unless it is gone. What is known of it already is given with it."""
         now = awake.now()
@@ -83,8 +85,10 @@ class Registry:
             generation=generation,
             sighting=sighting,
             seen_at=now,
-            handle=None,
+            handle=handle,
             hosts=self._hosts,
+            presence=Presence.GONE if gone else Presence.PRESENT,
+            gone_because=Why.SOCKET_GONE if gone else None,
             notes=notes or Notes(of=sighting if sighting.notes is None and not sighting.described else None),
             probe=probe or Probed(),
             bridge=bridge or Bridged(),
@@ -94,16 +98,15 @@ class Registry:
         self.by_key[tenure.key] = tenure
         if not confirmed:
             self.unconfirmed.add(tenure.key)
-        if gone:
-            tenure.leave(Why.SOCKET_GONE)
-        else:
+        if not gone:
             self.current[tenure.replica] = tenure
         self._by_occupant.setdefault(sighting.occupant, []).append(tenure)
         self.note(tenure)
         return tenure
 
-    def confirm(self, tenure: Tenure) -> bool:
-        """A look has shown its occupant; whether that is news."""
+    def confirm(self, tenure: Tenure, sighting: Sighting) -> bool:
+        """A look has shown its occupant, like this; whether that it is there is news."""
+        tenure.sighting = sighting
         is_news = tenure.key in self.unconfirmed
         self.unconfirmed.discard(tenure.key)
         return is_news
@@ -112,17 +115,37 @@ class Registry:
         """Everybody who is there has been seen."""
         self.has_all = True
 
-    def leave(self, tenure: Tenure) -> None:
-        """Its occupant is gone, or another one counts."""
+    def leave(self, tenure: Tenure, why: Why) -> None:
+        """Its occupant is gone. The first reason counts."""
+        self._count_no_more(tenure)
+        tenure.presence = Presence.GONE
+        tenure.gone_because = tenure.gone_because or why
+
+    def supersede(self, tenure: Tenure) -> None:
+        """It serves only until its replica serves elsewhere."""
+        self._count_no_more(tenure)
+        tenure.presence = Presence.SUPERSEDED
+        self.superseded[tenure.key] = tenure
+
+    def _count_no_more(self, tenure: Tenure) -> None:
         self.superseded.pop(tenure.key, None)
         if self.current.get(tenure.replica) is tenure:
             del self.current[tenure.replica]
 
-    def supersede(self, tenure: Tenure) -> None:
-        """It serves only until its replica serves elsewhere."""
-        self.leave(tenure)
-        tenure.presence = Presence.SUPERSEDED
-        self.superseded[tenure.key] = tenure
+    def hold(self, tenure: Tenure, handle: int) -> None:
+        """Its socket was opened."""
+        tenure.handle = handle
+
+    def take_handle(self, tenure: Tenure) -> int | None:
+        """What holds its socket, which is the caller's from now on; None if nothing does."""
+        handle, tenure.handle = tenure.handle, None
+        return handle
+
+    def let_go(self, tenure: Tenure) -> None:
+        """Nothing holds its socket any more."""
+        handle = self.take_handle(tenure)
+        if handle is not None:
+            os.close(handle)
 
     def remove(self, tenure: Tenure) -> list[str]:
         """It is over; the URLs of its workers that are nobody's now."""

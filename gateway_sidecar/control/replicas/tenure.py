@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -109,12 +108,6 @@ class Liveness:
     life_s: float = 0.0
     is_connecting: bool = False
 
-    def disconnect(self) -> None:
-        """Closes the connection, if there is one."""
-        connection, self.connection = self.connection, None
-        if connection is not None:
-            connection.abort()
-
 
 @dataclass(slots=True, eq=False)
 class Probed:
@@ -213,7 +206,7 @@ class Status:
 
 @dataclass(slots=True, eq=False)
 class Tenure:
-    """What is known of one occupant: its identity, and one record for each writer.
+    """What is known of one occupant: its identity, which the registry writes, and one record for each other writer.
 
     Times are awake seconds, if nothing else is said.
     owner: the name its port is leased under; unique, and the same after a restart of the daemon.
@@ -247,11 +240,6 @@ class Tenure:
     def gone(self) -> bool:
         """Whether its occupant is not its replica any more, and does not serve in the meantime either."""
         return self.presence is Presence.GONE
-
-    def leave(self, why: Why) -> None:
-        """Its occupant is gone. The first reason counts."""
-        self.presence = Presence.GONE
-        self.gone_because = self.gone_because or why
 
     @property
     def address(self) -> str | None:
@@ -359,10 +347,3 @@ class Tenure:
     def was_engine(self) -> bool:
         """Whether it was found to be an engine, by us or by the earlier daemon that gave it its port."""
         return self.probe.facts is not None or self.bridge.port is not None
-
-    def close_handle(self) -> None:
-        """Closes what keeps the occupant's socket held and watched."""
-        handle, self.handle = self.handle, None
-        self.probe.liveness.disconnect()
-        if handle is not None:
-            os.close(handle)
