@@ -42,6 +42,8 @@ class Registry:
     unconfirmed: those of an earlier daemon whose occupant no look has shown yet: it may be another one by now.
     has_all: whether everybody who is there has been seen once.
     version: grows whenever something changes that is written down.
+    reconciled: grows whenever one of them was looked at. What follows from all of them is the same until then: whatever
+        changes has its tenure looked at.
     """
 
     def __init__(self, service: str, hosts: BridgeHosts) -> None:
@@ -54,6 +56,7 @@ class Registry:
         self.unconfirmed: set[int] = set()
         self.has_all = False
         self.version = 0
+        self.reconciled = 0
         self._by_occupant: dict[SocketIdentity, list[Tenure]] = {}
         self._by_url: dict[str, Tenure] = {}
         self._urls: dict[int, tuple[str, ...]] = {}
@@ -127,6 +130,7 @@ class Registry:
     def remove(self, tenure: Tenure) -> list[str]:
         """It is over; the URLs of its workers that are nobody's now."""
         self.version += 1
+        self.reconciled += 1
         del self.by_key[tenure.key]
         self.unconfirmed.discard(tenure.key)
         self._noted.pop(tenure.key, None)
@@ -138,6 +142,7 @@ class Registry:
 
     def note(self, tenure: Tenure) -> None:
         """Takes note of what was found of it."""
+        self.reconciled += 1
         urls = tuple(tenure.urls)
         noted = (
             *(tenure.bridge.port, tenure.bridge.peer, tenure.bridge.peer_is_ours, tenure.probe.facts),
