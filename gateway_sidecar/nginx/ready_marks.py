@@ -5,6 +5,7 @@ They lie beside the gates and need no reload, and nginx goes on answering by the
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from gateway_sidecar.nginx.config import LAST_ANSWERS, LEAVING, UNREADY
@@ -19,18 +20,19 @@ class ReadyMarks:
     def mark(self, name: str, *, ready: bool) -> bool:
         """Says of a service or a shared address whether it is ready; whether that is news."""
         file = self._gates / (name + UNREADY)
-        news = file.exists() is ready
+        if file.exists() is not ready:
+            return False
         if ready:
             file.unlink(missing_ok=True)
         else:
             file.touch()
-        return news
+        return True
 
     def keep_only(self, names: set[str]) -> None:
         """Forgets services that are no more: one that comes again is another."""
-        for file in self._gates.glob(f"*{UNREADY}"):
-            if file.name.removesuffix(UNREADY) not in names:
-                file.unlink(missing_ok=True)
+        for marked in os.listdir(self._gates):  # No glob: it takes longer than all else of a look, every two seconds.
+            if marked.endswith(UNREADY) and marked.removesuffix(UNREADY) not in names:
+                (self._gates / marked).unlink(missing_ok=True)
 
     @property
     def is_leaving(self) -> bool:

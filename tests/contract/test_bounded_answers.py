@@ -22,7 +22,7 @@ from gateway_sidecar.engines._pb import grpc_pb2, sglang_pb2
 from gateway_sidecar.engines.messages import MOST_MESSAGE_BYTES, decode
 from gateway_sidecar.errors import MetricsError, RouterError, RouterUnavailable
 from gateway_sidecar.nginx.server import Nginx
-from gateway_sidecar.routers.http import _MOST_PAGE_BYTES, MOST_ANSWER_BYTES, MetricsPages, as_object
+from gateway_sidecar.routers.http import _MOST_PAGE_BYTES, MOST_ANSWER_BYTES, MetricsPages, RestApi, as_object
 from gateway_sidecar.routers.smg.client import SmgClient
 from gateway_sidecar.routers.smg.log import read_log_line
 from gateway_sidecar.supervision.logfile import ChildLog
@@ -183,6 +183,17 @@ async def test_a_long_list_of_workers_gives_others_their_turn() -> None:
         assert turns >= 16
     finally:
         await client.close()
+        await runner.cleanup()
+
+
+async def test_answers_without_a_body_are_read_one_after_the_other() -> None:
+    """aiohttp has one stream for all of them, whose pieces have no end from the second answer on."""
+    runner, url = await served(b"", status=204)
+    api = RestApi(url, "key", timeout_s=60)
+    try:
+        assert [await api.ask_raw("GET", "/workers") for _ in range(3)] == [b"", b"", b""]
+    finally:
+        await api.close()
         await runner.cleanup()
 
 

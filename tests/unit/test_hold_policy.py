@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from gateway_sidecar.control.replicas.registry import Registry
+from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.routers.replacement import MOST_PATIENCE_S
 from gateway_sidecar.domain.model import Loading, Ready, WorkerType
 from gateway_sidecar.supervision import awake
@@ -101,3 +103,25 @@ async def test_the_models_last_served_are_known_while_it_sleeps_and_to_the_next_
         world.vanish("r1")
         await world.until(lambda: world.links.closed)
         assert list(world.service.hold_policy.models) == ["tiny"]
+
+
+@in_fake_time
+async def test_who_stays_is_found_out_once_until_a_tenure_is_looked_at(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At rest, with 1,000 replicas, it would take the daemon as long as all their health does."""
+    looked_at = []
+    look = Registry.at_url
+
+    def note(tenures: Registry, url: str) -> Tenure | None:
+        looked_at.append(url)
+        return look(tenures, url)
+
+    async with worlds() as world:
+        await serving(world, "r1")
+        await world.until(lambda: not world.service.controller.pending())
+        monkeypatch.setattr(Registry, "at_url", note)
+        await asyncio.sleep(300)
+        assert 0 < len(looked_at) <= 300 / 30 + 1  # With the looks that are for what was missed.
+        world.vanish("r1")
+        await world.until(lambda: world.links.closed)

@@ -263,7 +263,7 @@ async def test_a_slow_answer_does_not_make_the_next_question_wait_as_long() -> N
     """While something is about to change, a question that took long, or a stall, is no reason to ask late."""
     async with RunningBook(PlayedRouter()) as running:
         await running.do(Register(SPEC))
-        assert running.book._next_gap_s(25.0) <= 0.01
+        assert running.book._next_gap_s(25.0, running.book._pending()) <= 0.01
 
 
 @in_fake_time

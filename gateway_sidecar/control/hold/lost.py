@@ -4,7 +4,7 @@ and that it answered for a moment ago, or has half a pair of.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from gateway_sidecar.control.hold.queue import HoldQueue
 from gateway_sidecar.control.replicas.registry import Registry
@@ -26,11 +26,11 @@ class LostWatch:
         self._halves: frozenset[str] = frozenset()
         self._staying: Mapping[str, Registered] | None = None
 
-    def look(self, router: RouterRules, staying: Iterable[Registered]) -> frozenset[str]:
-        """Those models, where the router has these workers and keeps them."""
+    def look(self, router: RouterRules, staying: Mapping[str, Registered]) -> frozenset[str]:
+        """Those models, where the router has these workers, by URL, and keeps them."""
         if not router.refuses_unknown:
             return frozenset()
-        before, self._staying = self._staying, {worker.url: worker for worker in staying}
+        before, self._staying = self._staying, staying
         now = awake.now()
         if before is None:
             self._models.recall(self._hold.left_behind(), now)

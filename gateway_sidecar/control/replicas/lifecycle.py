@@ -37,7 +37,8 @@ class Lifecycle:
         """Begins and ends what the listing shows to have come and gone. One that is blind shows nothing."""
         if listing.blind is not None:
             return
-        for replica, tenure in list(self._tenures.current.items()):
+        missed = [(replica, it) for replica, it in self._tenures.current.items() if replica not in listing.present]
+        for replica, tenure in missed:
             if listing.is_gone(replica, tenure.sighting.source):
                 self._miss(tenure, listing)
         self.end_superseded(listing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
+from functools import cached_property, partial
 
 from gateway_sidecar.control.replicas.tenure import (
     Bridged,
@@ -25,15 +25,22 @@ from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision import awake
 
 
-@dataclass(frozen=True, slots=True)
 class KnownUrls:
-    """The URLs of workers, and the bridges of engines that have not said yet which names they have."""
+    """The URLs of workers, and the bridges of engines that have not said yet which names they have. For use at once.
 
-    said: Container[str]
-    unsaid: Container[str]
+    look_for_unsaid: finds the latter. All tenures are looked at for them, so only if they are asked for.
+    """
+
+    def __init__(self, said: Container[str], look_for_unsaid: Callable[[], Container[str]]) -> None:
+        self._said = said
+        self._look_for_unsaid = look_for_unsaid
+
+    @cached_property
+    def _unsaid(self) -> Container[str]:
+        return self._look_for_unsaid()
 
     def __contains__(self, url: object) -> bool:
-        return url in self.said or (isinstance(url, str) and base_of(url) in self.unsaid)
+        return url in self._said or (isinstance(url, str) and base_of(url) in self._unsaid)
 
 
 class Registry:
@@ -43,6 +50,8 @@ class Registry:
     unconfirmed: those of an earlier daemon whose occupant no look has shown yet: it may be another one by now.
     has_all: whether everybody who is there has been seen once.
     version: grows whenever something changes that is written down.
+    reconciled: grows whenever one of them was looked at. What follows from all of them is the same until then: whatever
+        changes has its tenure looked at.
     """
 
     def __init__(self, service: str, hosts: BridgeHosts) -> None:
@@ -55,6 +64,7 @@ class Registry:
         self.unconfirmed: set[int] = set()
         self.has_all = False
         self.version = 0
+        self.reconciled = 0
         self._by_occupant: dict[SocketIdentity, list[Tenure]] = {}
         self._by_url: dict[str, Tenure] = {}
         self._urls: dict[int, tuple[str, ...]] = {}
@@ -150,6 +160,7 @@ class Registry:
     def remove(self, tenure: Tenure) -> list[str]:
         """It is over; the URLs of its workers that are nobody's now."""
         self.version += 1
+        self.reconciled += 1
         del self.by_key[tenure.key]
         self.unconfirmed.discard(tenure.key)
         self._noted.pop(tenure.key, None)
@@ -161,6 +172,7 @@ class Registry:
 
     def note(self, tenure: Tenure) -> None:
         """Takes note of what was found of it."""
+        self.reconciled += 1
         urls = tuple(tenure.urls)
         noted = (
             *(tenure.bridge.port, tenure.bridge.peer, tenure.bridge.peer_is_ours, tenure.probe.facts),
@@ -197,7 +209,10 @@ class Registry:
 
     def known_urls(self, is_ill: Callable[[Tenure], bool]) -> KnownUrls:
         """The URLs that workers have, or may turn out to have. `is_ill`: whether the evidence against one is strong."""
-        unsaid = {
+        return KnownUrls(self._by_url, partial(self._unsaid, is_ill))
+
+    def _unsaid(self, is_ill: Callable[[Tenure], bool]) -> Container[str]:
+        return {
             url
             for tenure in self
             # It has not said what it is: either kind of worker there may be this replica's, of an earlier daemon, under
@@ -207,7 +222,6 @@ class Registry:
             for mode in ConnectionMode
             if (url := tenure.url_as(mode)) is not None
         }
-        return KnownUrls(frozenset(self._by_url), unsaid)
 
     def of_same_engine(self, tenure: Tenure) -> list[Tenure]:
         """Its engine's further stays, which are not over: its socket was away for a moment, or its address is another.
