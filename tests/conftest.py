@@ -5,6 +5,7 @@ No drawn example has a deadline: a machine under load breaks any. `make unit` dr
 
 from __future__ import annotations
 
+import gc
 import signal
 
 import pytest
@@ -38,3 +39,8 @@ LONG = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not ("tests/system/" in item.nodeid and any(name in item.nodeid for name in LONG)))
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays: the collector of garbage need not go through it again and again."""
+    gc.freeze()
