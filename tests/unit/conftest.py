@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,14 @@ from tests.unit.world import Worlds, running_world
 def worlds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worlds:
     """Makes a world that runs. Within the test, where time is fake."""
     return partial(running_world, tmp_path, monkeypatch)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_disk_is_waited_for() -> Iterator[None]:
+    """No machine loses its power here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture
