@@ -27,6 +27,8 @@ LONG = (
     "test_every_frontend",
     "test_signals",
     "test_chaos.py",
+    "test_fleet_chaos",
+    "test_mesh",
     "test_freezes",
     "test_trust_listeners",
     "test_systemd",
