@@ -63,7 +63,7 @@ test:
 ## make unit     the unit tests alone: no nginx, no socket, no process, and time is fake
 unit:
 	@$(SETUP) dev
-	@$(UNIT) -n 2 --dist loadfile $(ARGS)
+	@$(UNIT) -n 2 --dist worksteal $(ARGS)
 
 ## make coverage what of control/ and domain/ the unit tests run: each room, then each module
 coverage:

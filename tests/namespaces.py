@@ -14,7 +14,8 @@ from typing import Any
 
 AddressInfo = tuple[Any, ...]
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_CLONE_NEWNET = 0x40000000
+_CLONE_NEWNET, _CLONE_NEWNS = 0x40000000, 0x20000
+_MS_REC, _MS_SLAVE, _MNT_DETACH = 0x4000, 0x80000, 2
 _numbers = itertools.count()
 
 
@@ -28,6 +29,19 @@ class Namespace:
     def enter(self) -> list[str]:
         """What to put before a command that is to run inside."""
         return ["ip", "netns", "exec", self.name]
+
+    def join(self) -> None:
+        """This process, which has one thread, is inside from now on, as by `enter`: its `/sys` shows this network."""
+        with Path(f"/run/netns/{self.name}").open() as inside:
+            _enter(inside.fileno())
+        done = (
+            _LIBC.unshare(_CLONE_NEWNS) == 0
+            and _LIBC.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None) == 0
+            and _LIBC.umount2(b"/sys", _MNT_DETACH) == 0
+            and _LIBC.mount(b"sysfs", b"/sys", b"sysfs", 0, None) == 0
+        )
+        if not done:
+            raise OSError(ctypes.get_errno(), f"/sys of {self.name}")
 
     def ip(self, *words: str) -> str:
         """`ip WORDS` inside."""

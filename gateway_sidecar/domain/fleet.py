@@ -4,6 +4,7 @@ that all of them were asked for is done.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -131,9 +132,14 @@ def gateways_in(snapshot: Snapshot, prefix: str) -> list[Gateway]:
     One whose key cannot be read is there, too: it has said nothing, and what it has in flight is not known.
     """
     keys = sorted(key for key in snapshot.entries if key.startswith(prefix))
-    names = {key.removeprefix(prefix): snapshot.entries[key].value for key in keys}
-    found = [Gateway.from_json(name, text) or Gateway(name, "") for name, text in names.items()]
+    found = [_gateway(key.removeprefix(prefix), snapshot.entries[key].value) for key in keys]
     return [it for it in found if not it.ended]
+
+
+@functools.lru_cache(maxsize=64)
+def _gateway(name: str, text: str) -> Gateway:
+    """Read once: all loops of a fleet look at the same texts, several times a second."""
+    return Gateway.from_json(name, text) or Gateway(name, "")
 
 
 def drains_in(snapshot: Snapshot, prefix: str) -> dict[str, AskedDrain]:

@@ -66,7 +66,7 @@ class HttpReplay:
         """Serve at `path` until the block ends."""
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._answer)
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)  # Not the minute of a server that ends well.
         await runner.setup()
         try:
             await web.SockSite(runner, user.binds(path), ssl_context=self.tls).start()

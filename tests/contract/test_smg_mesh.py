@@ -49,13 +49,13 @@ async def answer(request: web.Request) -> web.Response:
 
 
 @asynccontextmanager
-async def engine(port: int) -> AsyncIterator[WorkerSpec]:
+async def engine(port: int, replica: str) -> AsyncIterator[WorkerSpec]:
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
-    yield WorkerSpec(f"http://127.0.0.1:{port}", "sglang", ConnectionMode.HTTP, model_id="tiny", replica="r1")
+    yield WorkerSpec(f"http://127.0.0.1:{port}", "sglang", ConnectionMode.HTTP, model_id="tiny", replica=replica)
     await runner.cleanup()
 
 
@@ -109,30 +109,31 @@ async def test_a_worker_of_another_router_is_nobodys_here_and_leaves_for_good(tm
         places.append(MeshMember(name, "127.0.0.1", first + number, peer, ca, certificate, key, now + CERTIFICATE_S))
     ports = [RouterPorts(first + 2 + 2 * n, first + 3 + 2 * n, place) for n, place in enumerate(places)]
     async with (
-        engine(first + 8) as spec,
+        engine(first + 8, "r1") as lost,
+        engine(first + 9, "r2") as kept,
         router(ports[0], tmp_path / "a.log") as a,
         router(ports[1], tmp_path / "b.log") as b,
     ):
-        await a.register(spec)
-        await until(a, is_ready(spec.url))
-        foreign = marked(spec.url, mark_of("chat", "r1"))
-        imported = (await until(b, is_ready(foreign)))[foreign]
-        found = await b.find(imported.worker_id)
-        assert found is not None
-        assert found.url == foreign
+        for spec, replica in ((lost, "r1"), (kept, "r2")):
+            await a.register(spec)
+            await until(a, is_ready(spec.url))
+            foreign = marked(spec.url, mark_of("chat", replica))
+            imported = (await until(b, is_ready(foreign)))[foreign]
+            found = await b.find(imported.worker_id)
+            assert found is not None
+            assert found.url == foreign
+            await b.deregister(imported.worker_id)
+            await until(b, lambda listed: not listed)
 
-        await b.deregister(imported.worker_id)
-        await until(b, lambda listed: not listed)
+        own = await b.register(kept)
+        assert (await until(b, is_ready(kept.url)))[kept.url].worker_id == own
+        await a.deregister((await a.list_workers())[kept.url].worker_id)
+        await until(a, lambda listed: listed.keys() == {lost.url})
         await asyncio.sleep(_RECONCILED_S)
-        assert not await b.list_workers()
-
-        own = await b.register(spec)
-        assert (await until(b, is_ready(spec.url)))[spec.url].worker_id == own
-        await a.deregister((await a.list_workers())[spec.url].worker_id)
-        await until(a, lambda listed: not listed)
-        await asyncio.sleep(_RECONCILED_S)
-        assert not await a.list_workers()
-        assert is_ready(spec.url)(dict(await b.list_workers()))
+        assert (await a.list_workers()).keys() == {lost.url}
+        listed = dict(await b.list_workers())
+        assert listed.keys() == {kept.url}
+        assert is_ready(kept.url)(listed)
 
         with pytest.raises(RouterRefused, match="leave `advertise` or router"):
             await a.register(WorkerSpec("http://127.0.0.1:1", "sglang", ConnectionMode.HTTP))

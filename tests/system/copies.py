@@ -15,6 +15,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.namespaces import Namespace
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     [
@@ -39,10 +41,18 @@ def can_be_a_copy(env: Mapping[str, str]) -> bool:
 
 
 class Copy:
-    """`python -m MODULE ARGUMENT...`, used as an `asyncio.subprocess.Process` is."""
+    """`python -m MODULE ARGUMENT...`, used as an `asyncio.subprocess.Process` is. where: in which network."""
 
-    def __init__(self, module: str, arguments: Sequence[str], out: Path, err: Path, env: Mapping[str, str]) -> None:
-        given = (module, list(arguments), str(out), str(err), dict(env), str(Path.cwd()))
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        out: Path,
+        err: Path,
+        env: Mapping[str, str],
+        where: Namespace | None = None,
+    ) -> None:
+        given = (module, list(arguments), str(out), str(err), dict(env), str(Path.cwd()), where)
         self._process = _context.Process(target=_run, args=given, daemon=True)
         self._process.start()
         assert self._process.pid is not None
@@ -68,9 +78,19 @@ class Copy:
         return code
 
 
-def _run(module: str, arguments: list[str], out: str, err: str, env: dict[str, str], directory: str) -> None:
+def _run(
+    module: str,
+    arguments: list[str],
+    out: str,
+    err: str,
+    env: dict[str, str],
+    directory: str,
+    where: Namespace | None,
+) -> None:
     """In the copy."""
     assert "gateway_sidecar.app" in sys.modules, "the process that is copied could not import the daemon"
+    if where is not None:
+        where.join()
     for number, path in ((1, out), (2, err)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(file, number)

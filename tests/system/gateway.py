@@ -142,7 +142,7 @@ class Gateway:
         arguments = ["run", "--config", str(self.config_path)]
         env = {**os.environ, **(env or {})}
         if self._is_copied(self.before, env):
-            self.process = Copy(self.module, arguments, self.log_path, self.log_path, env)
+            self.process = Copy(self.module, arguments, self.log_path, self.log_path, env, self.namespace)
         else:
             with self.log_path.open("wb") as log:
                 self.process = await asyncio.create_subprocess_exec(
@@ -153,7 +153,7 @@ class Gateway:
             await self.until(lambda status: status["ready"], within_s=120)
 
     def _is_copied(self, before: Sequence[str], env: Mapping[str, str]) -> bool:
-        return self.may_be_copied and not before and self.namespace is None and can_be_a_copy(env)
+        return self.may_be_copied and not before and can_be_a_copy(env)
 
     async def terminate(self) -> int:
         """SIGTERM: the daemon ends, nginx and the routers go on."""
@@ -272,8 +272,9 @@ class Gateway:
         if self._is_copied(before, os.environ):
             with tempfile.TemporaryDirectory(prefix="cli-", dir="/tmp") as said:
                 out_path, err_path = Path(said, "out"), Path(said, "err")
-                code = await Copy("gateway_sidecar", [*arguments, *where], out_path, err_path, os.environ).wait()
-                return code, out_path.read_text(), err_path.read_text()
+                command = [*arguments, *where]
+                copy = Copy("gateway_sidecar", command, out_path, err_path, os.environ, self.namespace)
+                return await copy.wait(), out_path.read_text(), err_path.read_text()
         process = await asyncio.create_subprocess_exec(
             *(self.namespace.enter if self.namespace else ()), *before,
             sys.executable, "-m", "gateway_sidecar", *arguments, *where,

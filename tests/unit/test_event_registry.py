@@ -6,15 +6,13 @@ import ast
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-import gateway_sidecar
 from gateway_sidecar.domain.model import ReplicaState
 from gateway_sidecar.telemetry.events import EVENTS, GROUPS
+from tests.unit.test_layers import PACKAGE, nodes
 
-PRODUCT = Path(gateway_sidecar.__file__).parent
 LEVELS = ("debug", "info", "warning", "error", "critical")
 STATES = {f"replica.{state.value}" for state in ReplicaState}
 
@@ -41,13 +39,18 @@ def events_in(node: ast.expr) -> set[str]:
     return set()
 
 
-def calls() -> Iterator[tuple[str, str | None, set[str]]]:
+@cache
+def calls() -> tuple[tuple[str, str | None, set[str]], ...]:
     """Each call of a logger: where, at which level if that can be told, and which events."""
-    for path in sorted(PRODUCT.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    return tuple(_calls())
+
+
+def _calls() -> Iterator[tuple[str, str | None, set[str]]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in nodes(path):
             if not isinstance(node, ast.Call) or not node.args:
                 continue
-            function, where = node.func, f"{path.relative_to(PRODUCT)}:{node.lineno}"
+            function, where = node.func, f"{path.relative_to(PACKAGE)}:{node.lineno}"
             if isinstance(function, ast.Attribute) and function.attr in LEVELS and is_logger(function.value):
                 yield where, function.attr, events_in(node.args[0])
             elif isinstance(function, ast.Name) and function.id == "log":

@@ -368,7 +368,6 @@ def test_whoever_is_told_that_it_is_safe_may_stop_the_engine(
     def refused(_: Mapping[str, object] | str) -> bool:
         return False
 
-    monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setattr(router_slots, "open_connections", lambda _ports: {})
     monkeypatch.setattr(liveness, "connect_liveness", connect)
     monkeypatch.setattr(refused_sockets, "is_refused", refused)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import structlog
 
 from gateway_sidecar.telemetry import logs
 from gateway_sidecar.telemetry.journal import OF_A_REPLICA, OF_A_SERVICE, RECENT, Journal
@@ -156,12 +154,11 @@ def test_an_event_takes_a_bounded_number_of_bytes(value: object) -> None:
 
 
 @pytest.fixture
-def journal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
+def journal(own_logs: None, monkeypatch: pytest.MonkeyPatch) -> Journal:
     """The one that the log feeds."""
     journal = Journal()
     monkeypatch.setattr(logs, "JOURNAL", journal)
-    yield journal
-    structlog.reset_defaults()
+    return journal
 
 
 def test_every_event_of_the_log_is_noted_whatever_the_level(

@@ -5,21 +5,18 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
 
 
 @pytest.fixture
-def output() -> Iterator[io.StringIO]:
+def output(own_logs: None) -> io.StringIO:
     stream = io.StringIO()
     set_up_logs("json", "info", stream)
-    yield stream
-    structlog.reset_defaults()
+    return stream
 
 
 def test_event_is_one_line_of_json_with_its_facts(output: io.StringIO) -> None:
@@ -42,6 +39,7 @@ def test_levels_below_the_chosen_one_are_not_written(output: io.StringIO) -> Non
     assert output.getvalue() == ""
 
 
+@pytest.mark.usefixtures("own_logs")
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_no_fault_tells_what_was_in_variables(form: str) -> None:
     """An API key is a variable somewhere; a traceback says where it was, and not what."""
@@ -52,8 +50,6 @@ def test_no_fault_tells_what_was_in_variables(form: str) -> None:
         raise ZeroDivisionError(len(api_key))
     except ZeroDivisionError:
         get_logger().exception("loop.failed")
-    finally:
-        structlog.reset_defaults()
     assert "test_no_fault_tells_what_was_in_variables" in written.getvalue()
     assert "sk-secret" not in written.getvalue()
 
@@ -64,19 +60,17 @@ def test_time_level_and_event_stand_first(output: io.StringIO) -> None:
     assert list(json.loads(output.getvalue())) == ["timestamp", "level", "event", "service", "replica"]
 
 
+@pytest.mark.usefixtures("own_logs")
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_the_journal_is_told_how_bad_an_event_is(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a prefix of each line, where systemd reads standard error and nowhere else."""
     with (tmp_path / "journal").open("w+") as stream:
         there = os.fstat(stream.fileno())
-        try:
-            for named in (f"{there.st_dev}:{there.st_ino}", f"{there.st_dev}:{there.st_ino + 1}", ""):
-                monkeypatch.setenv("JOURNAL_STREAM", named)
-                set_up_logs(form, "debug", stream)
-                for level in ("debug", "info", "warning", "error", "critical"):
-                    getattr(get_logger(), level)("daemon.stalled")
-        finally:
-            structlog.reset_defaults()
+        for named in (f"{there.st_dev}:{there.st_ino}", f"{there.st_dev}:{there.st_ino + 1}", ""):
+            monkeypatch.setenv("JOURNAL_STREAM", named)
+            set_up_logs(form, "debug", stream)
+            for level in ("debug", "info", "warning", "error", "critical"):
+                getattr(get_logger(), level)("daemon.stalled")
         stream.flush()
         stream.seek(0)
         lines = stream.read().splitlines()

@@ -142,7 +142,8 @@ async def test_a_service_without_a_mesh_is_left_alone(monkeypatch: pytest.Monkey
 
 @in_fake_time
 async def test_one_that_cannot_join_is_tried_ever_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mesh is a gain, and no reason to trouble who serves."""
+    """A mesh is a gain, and no reason to trouble who serves. A day is long: it is looked at less often here."""
+    monkeypatch.setattr(mesh_watch, "_LOOK_S", 30.0)
     async with stage(monkeypatch) as it:
         it.service.fails = "no memory"
         await asyncio.sleep(24 * 3600)

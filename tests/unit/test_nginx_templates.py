@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import Environment, nodes
 
@@ -157,14 +157,16 @@ def with_each_text(value: Any, bad: str) -> Iterator[tuple[str, Any]]:
 def test_no_value_gets_out_of_its_directive(name: str) -> None:
     """It stays within one word, or the configuration is not made at all; and nginx looks for no variable in it.
 
-    How keys are checked changes how services are served, and nothing around them.
+    How keys are checked changes how services are served, and nothing around them. `make unit` has a quarter of the
+    marks in each place, and other ones in the next.
     """
+    one_of = 100 // settings().max_examples
     varied = ".services" if name in ("asks", "without lua") else ""
     refused = carried = 0
-    for mark in BAD:
+    for number, mark in enumerate(BAD):
         bad = f"a{mark}evil on;"
-        for where, changed in with_each_text(CONFIGS[name], bad):
-            if not where.startswith(varied):
+        for place, (where, changed) in enumerate(with_each_text(CONFIGS[name], bad)):
+            if (number + place) % one_of or not where.startswith(varied):
                 continue
             try:
                 directives = read_directives(text_of(changed))
@@ -176,8 +178,8 @@ def test_no_value_gets_out_of_its_directive(name: str) -> None:
                     carried += 1
                     assert bad in each or re.escape(bad) in each, where
                     assert "$" not in mark or each.startswith("~") or found.words[0] == "default", where
-    assert refused > 10
-    assert carried > 10
+    assert refused > 10 // one_of
+    assert carried > 10 // one_of
 
 
 @pytest.mark.parametrize("name", CONFIGS)

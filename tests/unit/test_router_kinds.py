@@ -14,7 +14,6 @@ import jsonschema
 import pytest
 import yaml
 
-import gateway_sidecar
 from gateway_sidecar.check import _routers
 from gateway_sidecar.config import PortRange, Settings, advise, config_schema, load_usable, parse_config
 from gateway_sidecar.domain.findings import Level
@@ -25,10 +24,10 @@ from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.routers.base import RouterKind
 from tests.smg import smg_address
 from tests.toy_router import install_toy
+from tests.unit.test_layers import PACKAGE, nodes
 from tests.unit.test_nginx_config import config as nginx_config
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = Path(gateway_sidecar.__file__).parent
 
 
 @pytest.fixture
@@ -208,7 +207,7 @@ def test_one_product_file_names_a_kind(folder: str) -> None:
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")
         if not path.is_relative_to(PACKAGE / "routers" / folder) and folder.encode() in path.read_bytes()
-        for node in ast.walk(ast.parse(path.read_bytes()))
+        for node in nodes(path)
         if (isinstance(node, ast.Constant) and node.value == folder)
         or (isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"gateway_sidecar.routers.{folder}"))
     }
