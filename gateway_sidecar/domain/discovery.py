@@ -73,8 +73,8 @@ class Protocol(Enum):
     OTHER = "neither HTTP/1 nor HTTP/2"
 
 
-_FRAME_HEADER_BYTES = 9
-_LARGEST_DEFAULT_FRAME_BYTES = 16384
+FRAME_HEADER_BYTES = 9  # RFC 9113, 4.1
+LARGEST_FRAME_BYTES = 16384  # RFC 9113, 4.2: what a client that says nothing of it allows
 _SETTINGS, _GOAWAY = 4, 7
 
 
@@ -88,10 +88,10 @@ def protocol_of(first: bytes) -> Protocol | None:
         return Protocol.HTTP1
     if b"HTTP/".startswith(first):
         return None
-    if len(first) < _FRAME_HEADER_BYTES:
+    if len(first) < FRAME_HEADER_BYTES:
         return None if first.startswith(b"\0") else Protocol.OTHER
     length, kind, stream = int.from_bytes(first[:3]), first[3], int.from_bytes(first[5:9])
-    frame = length <= _LARGEST_DEFAULT_FRAME_BYTES and kind in (_SETTINGS, _GOAWAY) and stream == 0
+    frame = length <= LARGEST_FRAME_BYTES and kind in (_SETTINGS, _GOAWAY) and stream == 0
     return Protocol.HTTP2 if frame else Protocol.OTHER
 
 

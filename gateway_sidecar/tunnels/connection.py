@@ -18,6 +18,7 @@ from gateway_sidecar.files.replace import open_to_append
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.supervision.loops import LOOK_S
 from gateway_sidecar.supervision.process import Identity, Process, writers_of
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.tunnels.base import SshBackend, TunnelFault, connection_name
@@ -25,7 +26,6 @@ from gateway_sidecar.tunnels.logins import Logins
 
 _BACKOFF = Backoff(0.25, 5.0)
 _STEADY_S = 5.0
-_LOOK_S = 2.0
 _MOST_NAMED = 20
 _UP_POLL_S = 0.02
 _GRACE_S = 3.0
@@ -227,7 +227,7 @@ class SshConnection:
             ended = asyncio.create_task(process.wait())
             changed = asyncio.create_task(self._changed.wait())
             try:
-                await asyncio.wait({ended, changed}, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({ended, changed}, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 ended.cancel()
                 changed.cancel()

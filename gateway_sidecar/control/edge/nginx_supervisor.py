@@ -13,13 +13,12 @@ from gateway_sidecar.nginx.config import ServiceAddress
 from gateway_sidecar.nginx.dispatch import Dispatch
 from gateway_sidecar.nginx.server import Nginx, stop_orphans
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.loops import beating, cancelled, heartbeat
+from gateway_sidecar.supervision.loops import LOOK_S, beating, cancelled, heartbeat
 from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _RETRY_S = 5.0
-_LOOK_S = 2.0
 _MUTE_S = 2.0
 _ASK_GAP_S = 4.0
 _MUTE_TIMES = 4
@@ -143,7 +142,7 @@ class NginxSupervisor:
         ended = asyncio.create_task(process.wait())
         touched = asyncio.create_task(self._touched.wait())
         try:
-            most_s = awake.to_tick_s(_LOOK_S)
+            most_s = awake.to_tick_s(LOOK_S)
             await asyncio.wait({ended, touched}, timeout=most_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             ended.cancel()

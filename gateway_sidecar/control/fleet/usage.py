@@ -26,7 +26,7 @@ from gateway_sidecar.frontend.certificate import today
 from gateway_sidecar.stores.base import Store
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import beating, heartbeat
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 
 Counts = Callable[[], Collection[str]]
 """The services and shared addresses that count what keys of the store use."""
@@ -36,7 +36,6 @@ _PART = 0.05
 _BYTES_PER_S = 16 * 1024
 """A store keeps what it is told until it is compacted."""
 _LEASE_S = 32 * 86400
-_PATIENCE_S = 5.0
 
 
 class FleetUsage:
@@ -132,7 +131,7 @@ class FleetUsage:
             return
         number = hashlib.sha256(text.encode()).hexdigest()[:16]
         try:
-            await self._thread.run(partial(_put, self._place, f"# {number}\n{text}"), patience_s=_PATIENCE_S)
+            await self._thread.run(partial(_put, self._place, f"# {number}\n{text}"), patience_s=DISK_S)
         except OSError:  # A TimeoutError is one, too.
             return  # It is tried again; nginx goes on with what it read last.
         self._written = text

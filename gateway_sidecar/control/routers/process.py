@@ -15,7 +15,7 @@ from gateway_sidecar.control.routers.router import Router, RouterState
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.errors import ProcessError, RouterError
 from gateway_sidecar.nginx.server import busy_ports
-from gateway_sidecar.routers.base import MeshMember, RouterClient, RouterPorts, RouterRules, RouterSetup
+from gateway_sidecar.routers.base import USAGE_EXIT, MeshMember, RouterClient, RouterPorts, RouterRules, RouterSetup
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog
@@ -28,7 +28,6 @@ _CONNECT_S = 1.0
 _PORTS_PATIENCE_S = 2.0
 _SPAWN_S = 2.0
 _LOOK_AGAIN_S = 1.0
-_USAGE_EXIT = 2
 """What argparse and clap end with where a program cannot be called like this."""
 _STEADY_S = 60.0  # a router that ran this long starts with a clean record
 
@@ -326,7 +325,7 @@ class RouterProcess(Router):
             await self.process.stop(grace_s=0)
         self._failures += 1
         code = self.process.exit_code
-        refused = starting and code == _USAGE_EXIT
+        refused = starting and code == USAGE_EXIT
         last = await self.log.read_tail(5)
         said = self.setup.read_log_line(last[-1]) if starting and last else None
         words = [f"{what}, exit code {code}" if code is not None else what, *([said.message] if said else [])]
