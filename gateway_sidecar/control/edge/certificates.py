@@ -32,8 +32,8 @@ T = TypeVar("T")
 ACME = "acme"
 _ORDER_S = 600.0
 """Longer than any order should take: of all that the server is asked, each answer may take half a minute."""
-_READ_AGAIN_S = 60.0
-_SWEEP_S = 3600.0
+_READ_AGAIN_S = 60.0  # Somebody may have removed what was written; renewal has weeks, so a minute is soon.
+_SWEEP_S = 3600.0  # A choice: what is swept are a few files, and nothing waits for them.
 _ASK_AGAIN_S, _ASK_LEAST_S = 21600.0, 60.0
 """RFC 9773, 4.3: six hours after a failure; between a minute and a day where the server says."""
 _CUT_OFF = "the last order did not end, since the daemon did"

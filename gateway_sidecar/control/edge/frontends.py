@@ -37,8 +37,9 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 EXPIRY, NAMES, HANGS = "expiry", "names", "disk"
+# inotify(7): whatever may change what stands at a name in a directory.
 _CHANGES = Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.CREATE | Mask.DELETE | Mask.ATTRIB | Mask.ONLYDIR
-_AGAIN_S = 60.0
+_AGAIN_S = 60.0  # A choice: a full disk or a wrong clock is mended by a person, in minutes.
 _MOMENT_S = 0.5
 """Whoever replaces two files one after the other has done so by then: it took 8 ms with `mv`."""
 

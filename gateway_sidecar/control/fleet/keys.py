@@ -26,8 +26,8 @@ from gateway_sidecar.telemetry.problems import Problem
 _HEAD = (
     "# Keys of the store, with this gateway's share of their limits. Change them with `gateway-sidecar key --store`.\n"
 )
-_AGAIN_S = 2.0
-_FEW = 3
+_AGAIN_S = 2.0  # After a write that failed: as often as other loops look.
+_FEW = 3  # As many as a line of `status` has room for.
 
 
 class FleetKeys:

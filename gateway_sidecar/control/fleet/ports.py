@@ -28,7 +28,7 @@ Has = Callable[[], Mapping[str, int]]
 """SERVICE/REPLICA -> the port that a replica of the API has here."""
 _PATIENCE_S = 2.0
 """So long a replica waits for a port of the table; then it takes one of this gateway's own."""
-_GAP_S = 0.01
+_GAP_S = 0.01  # A crowd of replicas that comes at once is one change of the table.
 _NO_STAY = ""
 """In the place of a stay that was told a port: one that there was not here."""
 

@@ -28,7 +28,7 @@ from gateway_sidecar.telemetry.logs import get_logger
 
 _TRIES = 5
 """Of a PUT that meets others' writes to the same replica: each of them has won once by then."""
-_RETRY_S = 2.0
+_RETRY_S = 2.0  # As often as other loops look: what was put while this gateway worked alone counts here already.
 
 
 class SharedReplicas:

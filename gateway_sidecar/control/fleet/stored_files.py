@@ -20,9 +20,9 @@ from gateway_sidecar.telemetry.problems import Problem
 
 Take = Callable[[Mapping[str, str]], Mapping[str, str]]
 """Has files say what these texts do, by their names; which of them it refuses, and why. Blocks. Raises OSError."""
-_AGAIN_S = 2.0
-_REFUSED_AGAIN_S = 60.0
-_FEW = 3
+_AGAIN_S = 2.0  # After a write that failed: as often as other loops look.
+_REFUSED_AGAIN_S = 60.0  # A choice: a clock that was wrong, or a disk that was full, is mended in minutes.
+_FEW = 3  # As many as a line of `status` has room for.
 
 
 class StoredFiles:

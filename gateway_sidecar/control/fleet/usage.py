@@ -31,11 +31,12 @@ from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 Counts = Callable[[], Collection[str]]
 """The services and shared addresses that count what keys of the store use."""
 ROUND_S = 5.0
+"""A choice: quotas are of days and months, and what a key uses in 5 s at other gateways is little of them."""
 _PART = 0.05
 """So much of the time is spent on it at most: with 10,000 keys the disk takes seconds to say what they have used."""
 _BYTES_PER_S = 16 * 1024
 """A store keeps what it is told until it is compacted."""
-_LEASE_S = 32 * 86400
+_LEASE_S = 32 * 86400  # A month's use is told for as long as the month may last, and a day longer.
 
 
 class FleetUsage:

@@ -22,8 +22,8 @@ from gateway_sidecar.telemetry.problems import Problem, Problems
 
 _MOST_LINES = 1000
 """Of one router in one look: 50 ms of work. All of them are in its log."""
-_LINES_AT_ONCE = 50
-_LONGEST_LINE = 1000
+_LINES_AT_ONCE = 50  # With 50 ms for a thousand (`_MOST_LINES`), 2.5 ms until others have their turn.
+_LONGEST_LINE = 1000  # Characters: some lines of a terminal; nginx's own error lines have 2,048 bytes at the most.
 _NO_CERTIFICATE = " realpath() "
 """At each handshake while a frontend has no certificate, which `status` says."""
 

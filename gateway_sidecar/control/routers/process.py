@@ -24,11 +24,10 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _RESTARTS = Backoff(first_s=0.2, most_s=30.0)
-_CONNECT_S = 1.0
-_PORTS_PATIENCE_S = 2.0
-_SPAWN_S = 2.0
-_LOOK_AGAIN_S = 1.0
-"""What argparse and clap end with where a program cannot be called like this."""
+_CONNECT_S = 1.0  # On loopback a connection takes microseconds: the router's queue is full, or it hangs.
+_PORTS_PATIENCE_S = 2.0  # A choice: after it, to reload nginx for other ports is the lesser evil.
+_SPAWN_S = 2.0  # The daemon's end, or a reload, waits for it: a program on a disk that hangs is left behind.
+_LOOK_AGAIN_S = 1.0  # Somebody has just installed another program, or is about to; to look is one `stat`.
 _STEADY_S = 60.0  # a router that ran this long starts with a clean record
 
 

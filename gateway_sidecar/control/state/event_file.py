@@ -22,11 +22,12 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problem
 
-_GAP_S = 0.2
-_IDLE_S = 5.0
+_GAP_S = 0.2  # Events of a moment are one write: a daemon that is killed loses so much at the most.
+_IDLE_S = 5.0  # News ends the pause; this beats for the watchdog.
 _LEAST_BYTES = 1024 * 1024
 """A file that is smaller is only appended to."""
 _MOST_BYTES = 64 * 1024 * 1024
+"""All events that are kept take some 14 MB (`telemetry/journal.py`): a file beyond this is not ours."""
 
 
 class EventFile:

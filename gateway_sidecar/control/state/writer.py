@@ -20,9 +20,9 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problem
 
-_GAP_S = 0.2
-_LOOK_S = 5.0
-_ANEW_S = 60.0
+_GAP_S = 0.2  # Changes of a moment are one write.
+_LOOK_S = 5.0  # A choice: a record that somebody removed is missed at the next start, not before.
+_ANEW_S = 60.0  # A choice: a disk that has become full or read-only is told of a minute later at the most.
 
 
 class Record:
