@@ -42,10 +42,10 @@ MOST_HEADER_BLOCK_BYTES = 16 * 1024
 _FEW_BLOCKS, _FEW_BYTES = 32, 512
 """Of header fields, which are remembered. More than an identification takes; to decode them anew takes 0.3 ms."""
 
-_RECEIVED_AT_ONCE = 16 * 1024
-_MESSAGE_HEADER_BYTES = 5
+_RECEIVED_AT_ONCE = 16 * 1024  # A frame: what was received is bounded before more is.
+_MESSAGE_HEADER_BYTES = 5  # gRPC: one byte says whether the message is compressed, four how long it is.
 
-_END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
+_END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20  # RFC 9113, 6
 _TOLD = frozenset((b":status", b"grpc-status", b"grpc-message"))
 
 _CODES = (

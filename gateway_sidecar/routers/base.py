@@ -30,7 +30,7 @@ S = TypeVar("S", bound=RouterSettings)
 LONGEST_MESSAGE = 2000
 """Characters of a router's word that are passed on: a screen of it. Its own log has all."""
 USAGE_EXIT = 2
-"""How Python's `argparse` ends a program whose arguments it does not take."""
+"""What argparse and clap end with where a program cannot be called like this."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import open_to_append
 from gateway_sidecar.supervision.own_thread import BRIEF_DISK_S, OwnThread
 
-_MOST_READ = 256 * 1024
-_ROOM_BYTES = 64 * 1024
+_MOST_READ = 256 * 1024  # A choice: of what a child wrote since the last look this much of its end is read.
+_ROOM_BYTES = 64 * 1024  # A disk that has this much room takes a child's first lines.
 
 
 class ChildLog:

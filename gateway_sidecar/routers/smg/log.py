@@ -17,7 +17,7 @@ _NOT_PASSED_ON = frozenset(
     ("timestamp", "level", "message", "filename", "line_number", "target", "threadName", "threadId", "span", "spans")
 ) | frozenset(("event", "service", "text", "exc_info", "stack_info", "exception", "stack"))
 """What says nothing new, and what our own events say under the same name."""
-_MOST_FIELDS = 20
+_MOST_FIELDS = 20  # A choice: a bound for what one line of SMG's may carry into our log.
 
 
 def _shown(value: object) -> object:
