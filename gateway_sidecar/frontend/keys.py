@@ -22,8 +22,8 @@ from gateway_sidecar.domain.trust import GROUP_WRITES, OTHERS
 from gateway_sidecar.errors import ConfigError, FrontendError
 from gateway_sidecar.frontend.words import link_text, parse_expiry, parse_words
 
-MOST_BYTES = 64 * 1024 * 1024
-_MOST_PROBLEMS = 10
+MOST_BYTES = 64 * 1024 * 1024  # A line has some 100 bytes: hundreds of thousands of keys.
+_MOST_PROBLEMS = 10  # A screen of them; the rest is counted.
 _KEY = rf"({NAME})[ \t]*:[ \t]*(?:sha256:)?([0-9A-Fa-f]{{64}})((?:[ \t][^\n]*)?)"
 _PLAN = rf"plan[ \t]+({NAME})((?:[ \t][^\n]*)?)"
 _KEY_LINE, _PLAN_LINE = re.compile(_KEY), re.compile(_PLAN)

@@ -17,7 +17,7 @@ from gateway_sidecar.domain.trust import OTHERS, OTHERS_WRITE
 from gateway_sidecar.errors import ConfigError, FrontendError
 from gateway_sidecar.frontend.certificate import shown_at
 
-_MOST_BYTES = 1024 * 1024
+_MOST_BYTES = 1024 * 1024  # A choice: a chain has some KB, and Debian's bundle of all authorities 220 KB.
 
 
 Pair = tuple[bytes, float, float, float, tuple[str, ...]]
