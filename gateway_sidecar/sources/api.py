@@ -22,7 +22,7 @@ from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 
 NAME = "api"
 _ROOT = Path("/")
-_STORE_S = 1.0
+_STORE_S = 1.0  # As long as a source is waited for that others wait with (`sources/listing.py`).
 
 
 @dataclass(frozen=True, slots=True)

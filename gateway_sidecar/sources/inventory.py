@@ -34,7 +34,7 @@ from gateway_sidecar.sources.listing import Listing
 from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 
 SUFFIXES = (".yaml", ".yml", ".json")
-_MOST_BYTES = 8 * 1024 * 1024
+_MOST_BYTES = 8 * 1024 * 1024  # A choice: at 200 bytes a replica, 40,000 of them.
 _CHANGES = (
     Mask.CREATE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.CLOSE_WRITE | Mask.ATTRIB | Mask.DELETE_SELF
 )

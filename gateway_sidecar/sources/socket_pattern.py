@@ -31,7 +31,7 @@ from gateway_sidecar.sources.placed import Forbidden, OwnSockets, RefusedPlaceEr
 from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 
 PLACEHOLDER = "{replica}"
-MOST_NAME_BYTES = 200
+MOST_NAME_BYTES = 200  # A file's name has 255 at the most; ids also name files of ours, with something added.
 _GONE = (errno.ENOENT, errno.ENOTDIR)
 _APPEARS = Mask.CREATE | Mask.MOVED_TO | Mask.ONLYDIR
 _CHANGES = _APPEARS | Mask.DELETE | Mask.MOVED_FROM | Mask.ATTRIB | Mask.CLOSE_WRITE | Mask.DELETE_SELF | Mask.MOVE_SELF

@@ -7,7 +7,7 @@ from pathlib import Path
 from gateway_sidecar.errors import StoreDenied
 from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 
-_MOST_BYTES = 4096
+_MOST_BYTES = 4096  # A password's file: more than any password, and of a wrong file no more than this.
 
 
 class Login:
