@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
-GROUP_WRITES, _ALL_WRITE = 0o020, 0o002
+GROUP_WRITES, _ALL_WRITE = 0o020, 0o002  # inode(7)
 OTHERS_WRITE = GROUP_WRITES | _ALL_WRITE
 OTHERS = 0o007  # Whatever they may do: a file that holds a secret is its owner's, and at most its group's to read.
-_STICKY = 0o1000
-ROOT = 0
+_STICKY = 0o1000  # S_ISVTX, as of /tmp: inode(7)
+ROOT = 0  # credentials(7)
 
 
 @dataclass(frozen=True, slots=True)
