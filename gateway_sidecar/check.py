@@ -76,8 +76,8 @@ from gateway_sidecar.supervision.unit import unit_user
 from gateway_sidecar.tunnels.inspect import backend_troubles, file_troubles
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_UNPRIVILEGED = 1024
-_FEW = 3
+_UNPRIVILEGED = 1024  # Linux's default (`ip_unprivileged_port_start`).
+_FEW = 3  # As many as a line of `check` has room for.
 _CONTAINER = ("/run/systemd/container", "/run/.containerenv", "/.dockerenv")
 
 

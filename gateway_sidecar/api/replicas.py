@@ -26,10 +26,11 @@ from gateway_sidecar.sources.entry import Described, RawEntry
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 
-MOST_BYTES = 64 * 1024
+MOST_BYTES = 64 * 1024  # As the file that would say the same of a replica may have (`config/text_file.py`).
 _DEFAULT_WAIT_S = 60.0
-_FIRST_LOOK_S = 10.0
-_GONE_S = 5.0
+"""A choice: clients and proxies wait a minute as a rule; an engine that loads longer is asked for again."""
+_FIRST_LOOK_S = 10.0  # A choice: twice what the slowest source is waited for (`DISK_S`).
+_GONE_S = 5.0  # A choice: what is left then is to close its bridge, and a client waits.
 _GOES_ON = "what it has in flight goes on"
 
 
