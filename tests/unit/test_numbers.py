@@ -20,7 +20,7 @@ PLAIN = {
 """Numbers that need no origin, and why."""
 
 OF_NO_SIZE = (0, 1)
-"""To begin with, and one: nobody chose their size. Nor that of -1."""
+"""To begin with, and one: nobody chose their size, nor that of -1. A second, 1.0, somebody did."""
 
 PARTS = ast.Constant | ast.Tuple | ast.BinOp | ast.UnaryOp | ast.operator | ast.unaryop | ast.Name | ast.expr_context
 """What literals, sequences of them and arithmetic are made of, with the names of other numbers."""
@@ -33,7 +33,7 @@ def sized(value: ast.expr) -> bool:
     return (
         all(isinstance(it, PARTS) for it in parts)
         and all(type(it) in (int, float) for it in literals)
-        and any(it not in OF_NO_SIZE for it in literals)
+        and any(it not in OF_NO_SIZE or (it and type(it) is float) for it in literals)
     )
 
 
@@ -81,6 +81,7 @@ def test_each_number_of_a_module_says_where_it_comes_from() -> None:
         ("A = 5", ["A"]),
         ("A: float = 2.5", ["A"]),
         ("A = 64 * 1024", ["A"]),
+        ("A_S = 1.0", ["A_S"]),
         ("A = -2", ["A"]),
         ("A = 3 * B", ["A"]),
         ("A, B = 0, 7", ["(A, B)"]),
@@ -91,7 +92,7 @@ def test_each_number_of_a_module_says_where_it_comes_from() -> None:
         ("# nginx's\nA = 5", []),
         ("A = 5\n'''nginx's.'''", []),
         ("A = (\n    5  # nginx's\n    * 6\n)", []),
-        ("A = 0\nB = -1\nC = True\nD = 'text'\nE = [5]\nF = B | C\nHOUR_S = 3600", []),
+        ("A = 0.0\nB = -1\nC = True\nD = 'text'\nE = [5]\nF = B | C\nHOUR_S = 3600", []),
     ],
 )
 def test_a_number_that_says_nothing_is_found(source: str, names: list[str]) -> None:
