@@ -38,6 +38,7 @@ from gateway_sidecar.domain.fleet import gateways_in
 from gateway_sidecar.domain.fleet_alike import differences
 from gateway_sidecar.domain.model import ConnectionMode, Overrides, PeerAddress, WorkerType
 from gateway_sidecar.domain.printable import counted
+from gateway_sidecar.domain.renewal import DAY_S
 from gateway_sidecar.domain.store_memory import Memory, Snapshot, judge
 from gateway_sidecar.domain.trust import ROOT
 from gateway_sidecar.errors import (
@@ -75,8 +76,8 @@ from gateway_sidecar.supervision.unit import unit_user
 from gateway_sidecar.tunnels.inspect import backend_troubles, file_troubles
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_UNPRIVILEGED = 1024
-_FEW = 3
+_UNPRIVILEGED = 1024  # Linux's default (`ip_unprivileged_port_start`).
+_FEW = 3  # As many as a line of `check` has room for.
 _CONTAINER = ("/run/systemd/container", "/run/.containerenv", "/.dockerenv")
 
 
@@ -292,7 +293,7 @@ def _frontend(name: str, frontend: FrontendSettings, stored: Path) -> Iterator[F
     except FrontendError as error:
         yield from (Finding(Level.FAIL, f"{name}: {problem}") for problem in error.problems)
         return
-    days = (pair.expires_at - today()) / 86400
+    days = (pair.expires_at - today()) / DAY_S
     soon = days <= frontend.tls.warn_days
     text = f"{name}: {frontend.tls.named} expires in {counted(days, 'day')}"
     yield Finding(Level.WARN if soon else Level.OK, f"{text}; renew it" if soon else text)
@@ -352,7 +353,7 @@ def acme_findings(settings: Settings) -> Iterator[Finding]:
         if held.validity is None:
             yield Finding(Level.WARN, f"{owner}: no certificate yet; start the daemon, which orders it")
         else:
-            days = (held.validity.ends_at - today()) / 86400
+            days = (held.validity.ends_at - today()) / DAY_S
             renewal = shown_at(held.renewal_at)
             late = held.validity.ends_at - today() < held.validity.last_s
             text = f"{owner}: the certificate by ACME expires in {counted(days, 'day')}; it is renewed {renewal}"

@@ -25,7 +25,7 @@ from gateway_sidecar.sources.entry import ApiRecord, RawEntry
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.sources.placed import OwnSockets
 
-_AT_ONCE = 32
+_AT_ONCE = 32  # A choice: well below the 1,024 descriptors that a process has by default.
 
 
 async def dry_run(settings: Settings, left: LeftRunning) -> list[Action]:

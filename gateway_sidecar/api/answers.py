@@ -17,7 +17,7 @@ from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.similar import near
 
 DAEMON = web.AppKey("daemon", Daemon)
-LONGEST_S = 86400.0
+LONGEST_S = 86400.0  # A day: nobody waits longer for an answer over HTTP.
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?")
 
 

@@ -32,21 +32,21 @@ MOST_CONNECTIONS = 512
 REQUEST_S = 10.0
 """From the connection, or TLS handshake, to the end of the request's headers; and as long again for its body."""
 
-ANSWER_S = 30.0
+ANSWER_S = 30.0  # A choice: a client that takes nothing for so long is gone, or holds the room of others.
 IDLE_S = 75.0
 """nginx's, for connections that are kept."""
 
 _MOST_UNTAKEN_BYTES = 64 * 1024 * 1024
 """Large answers that clients are taking at the same time; beyond it the one that was begun first is cut."""
 
-_PIECE_BYTES = 64 * 1024
+_PIECE_BYTES = 64 * 1024  # A choice: between two of them others have their turn.
 _QUEUE = 128
 """Connections that the kernel has made and that are not taken in yet. With 1,024 whoever asked beside a crowd that came
 again and again waited behind it for 3 s, with 128 for some milliseconds."""
 
 _AT_ONCE = 64  # connections that are taken in before the event loop goes on
 _REST_S = 0.5  # while the kernel has no descriptor for a new one
-_SWEEP_S = 1.0
+_SWEEP_S = 1.0  # A tenth of the shortest patience with a client (`REQUEST_S`).
 _CLIENTS_OWN = (HttpProcessingError, web.RequestPayloadError, ConnectionResetError)
 """It sent what is no HTTP, or left before it was told to go on with its body, or before all of its body had come."""
 

@@ -22,7 +22,7 @@ from gateway_sidecar.supervision.lock import holder_of
 if TYPE_CHECKING:
     from gateway_sidecar.api import models
 
-_PIECE_BYTES = 65536
+_PIECE_BYTES = 65536  # More than an event has: one call takes what has come.
 _HUNG = (
     "`systemctl restart gateway-sidecar` ends a daemon that hangs, and interrupts no request; one that goes on may "
     "still do what it was asked to"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from gateway_sidecar.domain.printable import age, printable
 from gateway_sidecar.telemetry.dates import local_time
 
-_LONGEST = 400
+_LONGEST = 400  # A choice: a few lines of a terminal; `events --json` has all.
 _HEAD = ("seq", "timestamp", "level", "event", "service", "replica", "reason", "worker_id")
 """Shown first, or left to `--json`."""
 _MARKS = {"warning": "!", "error": "!!", "critical": "!!"}

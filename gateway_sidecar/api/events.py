@@ -29,7 +29,7 @@ _PARAMETERS = ("service", "replica", "since", "after", "last", "said", "follow")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LOOK_S = 2.0
 """How often it is looked whether a follower has left."""
-_PIECE = 256
+_PIECE = 256  # A choice: events that are written before others have their turn; one has 4 KB at the most.
 _SSE = "text/event-stream"
 
 

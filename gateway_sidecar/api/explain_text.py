@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from gateway_sidecar.api.models import Explained, Stay, Step
 
 _STATES: dict[str, str] = {"ok": "ok", "waiting": "WAITING", "failed": "FAILED", "not reached": "-"}
-_LONGEST = 1000
-_NARROW = 60
-_LEAST = 16
+_LONGEST = 1000  # A choice: a dozen lines of a terminal.
+_NARROW = 60  # A choice: below it the 16 columns of state and name leave too little for the words.
+_LEAST = 16  # A choice: a long word; what is narrower is indented by two columns only.
 
 
 def render_explained(answer: Explained, width: int | None) -> str:

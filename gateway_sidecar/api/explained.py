@@ -19,7 +19,7 @@ from gateway_sidecar.domain.similar import near
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.journal import JOURNAL
 
-_EVENTS = 8
+_EVENTS = 8  # A replica makes six or so from first sight to its end (`telemetry/journal.py`).
 
 
 async def explain_replica(request: web.Request) -> web.Response:

@@ -15,7 +15,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway_sidecar.domain.claims import is_address
 
-_LONGEST_SHOWN = 100
+_LONGEST_SHOWN = 100  # A choice: enough to tell which name was used; a client may send 8 KB of it.
 
 
 class OwnNames:

@@ -40,13 +40,14 @@ MOST_BEHIND = 40
 
 _GAP_S = 0.2
 """A frame's pause ends with a tick of the daemon's clock, so it takes a quarter of a second."""
-_STATE_S = 1.0
+_STATE_S = 1.0  # A person sees no more of numbers; what happens comes as events meanwhile.
 _STATE_TAKES = 100
 """To look at the state takes 1 % of the time at the most, however many replicas there are."""
 _QUIET_S = 5.0
 """A page that hears nothing for three times as long takes the daemon for gone."""
-_FIRST_EVENTS = 200
+_FIRST_EVENTS = 200  # A choice: some screens of them; `events` has the others.
 _MOST_KEPT_BYTES = 4 * 1024 * 1024
+"""A choice: for all viewers together; who is further behind than this is cut, and begins anew."""
 
 
 class TooManyViewers(Exception):

@@ -24,13 +24,13 @@ from gateway_sidecar.errors import ConfigError, StateError, StateInDoubt
 from gateway_sidecar.sources.api import NAME, read_raw
 from gateway_sidecar.sources.entry import Described, RawEntry
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 
-MOST_BYTES = 64 * 1024
+MOST_BYTES = 64 * 1024  # As the file that would say the same of a replica may have (`config/text_file.py`).
 _DEFAULT_WAIT_S = 60.0
-_FIRST_LOOK_S = 10.0
-_READ_S = 5.0
-_GONE_S = 5.0
+"""A choice: clients and proxies wait a minute as a rule; an engine that loads longer is asked for again."""
+_FIRST_LOOK_S = 10.0  # A choice: twice what the slowest source is waited for (`DISK_S`).
+_GONE_S = 5.0  # A choice: what is left then is to close its bridge, and a client waits.
 _GOES_ON = "what it has in flight goes on"
 
 
@@ -210,7 +210,7 @@ async def _read(service: Service, replica: ReplicaId, entry: dict[str, Any]) -> 
     """What the entry describes. Raises Refused."""
     read = partial(read_raw, entry, service.name, replica, service.settings.replicas.ssh_defaults)
     try:
-        return await OwnThread("entry").run(read, patience_s=_READ_S)
+        return await OwnThread("entry").run(read, patience_s=DISK_S)
     except ConfigError as error:
         raise Refused(422, error="the replica was refused", problems=error.problems) from error
     except TimeoutError as error:

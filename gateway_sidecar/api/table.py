@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from gateway_sidecar.api.signal_models import Scaling
 
 Used = Literal["requests", "refused", "failed", "aborted", "streams", "tokens_in", "tokens_out", "unknown"]
-_LONGEST_LINE = 2000
-_MOST_MODELS = 50
-_MOST_TOUCHED = 20
-_MOST_QUOTAS = 10
+_LONGEST_LINE = 2000  # As long as a router's message (`LONGEST_MESSAGE`).
+_MOST_MODELS = 50  # A screen of them.
+_MOST_TOUCHED = 20  # Half a screen, for each change.
+_MOST_QUOTAS = 10  # A choice: the services come below, on the same screen.
 _USED: tuple[Used, ...] = ("requests", "refused", "failed", "aborted", "streams", "tokens_in", "tokens_out", "unknown")
 _COLUMNS = ("replica", "state", "for", "load", "engine", "role", "model", "bridge", "reason")
 _NARROW = ("role", "bridge", "model", "engine", "load", "for")
 """What is left out where the terminal is too narrow, in this order. The reason is shown in full in any case."""
-_LEAST_REASON = 36
+_LEAST_REASON = 36  # A choice: half a dozen words; where less is left, a column that says little is left out.
 
 
 def render_status(status: Status, width: int | None = None) -> str:
@@ -200,7 +200,7 @@ def _traffic(service: Service) -> str:
     return ", ".join(words) + (over if it["requests_per_s"] is not None else "; requests not measured yet")
 
 
-_WHOLE_S = 58
+_WHOLE_S = 58  # Of the 60 s of the window: a second that has just begun is not whole.
 
 
 def _rate(value: float) -> str:

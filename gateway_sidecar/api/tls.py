@@ -11,7 +11,7 @@ from pathlib import Path
 from gateway_sidecar.config import AdminTlsSettings
 from gateway_sidecar.errors import ConfigError
 
-_MOST_BYTES = 1024 * 1024
+_MOST_BYTES = 1024 * 1024  # As of a certificate's file elsewhere (`frontend/x509.py`).
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Authenticated encryption with forward secrecy alone, as at frontends: no CBC."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gateway_sidecar.api.bounded_server import BoundedServer
 
-_MODE = 0o660
+_MODE = 0o660  # The daemon's user and group may use it; others may not.
 _FRESH = "new.sock"
 """A socket's name until it is open. No longer than the others: a socket's path may have 107 bytes."""
 

@@ -13,8 +13,8 @@ from gateway_sidecar.api.event_lines import event_line
 from gateway_sidecar.commands.place import admin_of
 from gateway_sidecar.errors import AdminError, DaemonAway, DaemonUnready
 
-_AGAIN_S = 1.0
-_LAST = 50
+_AGAIN_S = 1.0  # systemd starts a daemon again after 2 s (`RestartSec`).
+_LAST = 50  # A screen of them.
 
 
 def events(arguments: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from gateway_sidecar.errors import AdminError, AdminRefused, DaemonAway
 if TYPE_CHECKING:
     from gateway_sidecar.api.models import Leave
 
-_ASK_S = 0.25
+_ASK_S = 0.25  # Four times within what the end can be read for (`_SEEN_S` of `control/process/leaving.py`).
 _SAY_S = 10.0
 """A phase that lasts is said again, with the numbers of that moment."""
 _BACK_S = 60.0

@@ -20,7 +20,7 @@ from gateway_sidecar.errors import AdminError
 if TYPE_CHECKING:
     from gateway_sidecar.api.models import Replica, Service, Status
 
-_EVENTS = 10
+_EVENTS = 10  # A choice: the state above them is to stay on the screen.
 
 
 def status(arguments: argparse.Namespace) -> int:

@@ -21,10 +21,10 @@ from gateway_sidecar.errors import AdminError, DaemonAway, DaemonUnready
 if TYPE_CHECKING:
     from gateway_sidecar.api.models import Status
 
-_RATES_S = 2.0
+_RATES_S = 2.0  # A choice: rates are of a minute, and change little in less.
 _GAP_S = 0.25
 """Between two drawings: a crowd of events is one change, and a person sees no more."""
-_AWAY_S = 1.0
+_AWAY_S = 1.0  # systemd starts a daemon again after 2 s (`RestartSec`).
 
 Render = Callable[["Status", int | None], str]
 

@@ -14,7 +14,7 @@ from gateway_sidecar.config.values import Endpoint, PortRange
 from gateway_sidecar.domain.routing import RouterPaths
 from gateway_sidecar.kinds import ROUTERS, STORES
 
-_HTTP_PORT = 80
+_HTTP_PORT = 80  # RFC 8555, 8.3: an ACME server asks there, and nowhere else.
 _GUARDS = ("auth", "limits", "allow", "deny", "mcp_servers", "paths")
 _PLAIN = FrontendSettings()
 _NOTHING = "matches no path that passes here, so this has no effect; check its spelling and frontend.paths"

@@ -35,13 +35,14 @@ from gateway_sidecar.domain.trust import ROOT, Owned, trouble_with_key, trouble_
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.files.follow import follow, ours
 
-_MOST_BYTES = 64 * 1024
-_MOST_KEY_BYTES = 8 * 1024
-MOST_LABELS = 64
+_MOST_BYTES = 64 * 1024  # A choice: labels are what is longest in it, and there are 64 at the most.
+_MOST_KEY_BYTES = 8 * 1024  # A choice: what nginx and most servers take of one header line.
+MOST_LABELS = 64  # A choice: labels go to the router, and from there into each list of workers.
 MOST_MODEL = 256
+"""A choice: names on Hugging Face have 96 characters at the most, and paths of files stand for names, too."""
 MODEL_NAME = r"^[!-~]([ -~]*[!-~])?$"
 LABEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9_./-]{0,251}[A-Za-z0-9])?"
-_OTHERS_MAY_READ = 0o044
+_OTHERS_MAY_READ = 0o044  # Group and all others: what must not be readable is a key.
 
 
 ModelName = Annotated[str, Field(min_length=1, max_length=MOST_MODEL, pattern=MODEL_NAME)]

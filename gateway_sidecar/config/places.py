@@ -15,7 +15,7 @@ from gateway_sidecar.config.text_file import read_file
 from gateway_sidecar.config.values import parse_directory, parse_run_dir
 from gateway_sidecar.config.yamltree import read_tree
 
-MOST_BYTES = 1024 * 1024
+MOST_BYTES = 1024 * 1024  # A choice: 1,000 services of a KB each.
 RUN_DIR = Path("/run/gateway-sidecar")
 STATE_DIR = Path("/var/lib/gateway-sidecar")
 

@@ -11,7 +11,7 @@ from gateway_sidecar.config.yamltree import Problem, read_tree
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.files.follow import Followed, opened_at
 
-_MOST_ENTRY_BYTES = 64 * 1024
+_MOST_ENTRY_BYTES = 64 * 1024  # As `<replica>.yaml` (`overrides.py`).
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from gateway_sidecar.config.values import parse_path, show, text_in
 from gateway_sidecar.domain.tunnels import AGENT_OF_ENVIRONMENT, SshRoute, SshServer, Tunnel
 
 FIRST_USE = "trust-on-first-use"
-MOST_ID_BYTES = 200
+MOST_ID_BYTES = 200  # As of a socket's name (`sources/socket_pattern.py`).
 _SYSTEM_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts"
 _HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:-]{0,253}")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,127}")

@@ -19,6 +19,7 @@ RUN_DIR_BYTES = 80
 """A socket below `run_dir` must fit in the 108 bytes that the kernel has for a socket's path."""
 
 _BRIDGE_PORTS_MOST = 10_000
+"""nginx starts with 5,000 in 0.15 to 0.65 s and takes 12 MB: twice as many are still bearable."""
 # nginx's configuration and systemd's unit files give these a meaning of their own, quoted or not.
 _UNSAFE_IN_DIRECTORY = re.compile(r"[\s\"'$;{}\\#%*?\[\]\x00-\x1f\x7f]")
 

@@ -24,7 +24,7 @@ _TAG = "tag:yaml.org,2002:"
 _CONVERTED = {_TAG + "null", _TAG + "bool", _TAG + "int", _TAG + "float"}
 _TEXT = {_TAG + "str", _TAG + "timestamp", _TAG + "value"}
 _LONGEST_NUMBER = 100  # characters: a number of thousands of digits cannot even be shown
-_LONGEST_LINE = 1000
+_LONGEST_LINE = 1000  # Characters: some lines of a terminal.
 _MOST_NODES = 100_000  # a few nested aliases can stand for billions of values
 _DEEPEST = 50  # ten times what a configuration has
 

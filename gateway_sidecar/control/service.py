@@ -39,7 +39,7 @@ from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import Tasks, run_forever
 from gateway_sidecar.telemetry.metrics import Metrics
 
-_LOOK_PATIENCE_S = 1.0
+_LOOK_PATIENCE_S = 1.0  # As long as a source is waited for that others wait with (`sources/listing.py`).
 
 
 class Service:

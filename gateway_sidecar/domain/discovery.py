@@ -73,9 +73,9 @@ class Protocol(Enum):
     OTHER = "neither HTTP/1 nor HTTP/2"
 
 
-_FRAME_HEADER_BYTES = 9
-_LARGEST_DEFAULT_FRAME_BYTES = 16384
-_SETTINGS, _GOAWAY = 4, 7
+FRAME_HEADER_BYTES = 9  # RFC 9113, 4.1
+LARGEST_FRAME_BYTES = 16384  # RFC 9113, 4.2: what a client that says nothing of it allows
+_SETTINGS, _GOAWAY = 4, 7  # RFC 9113, 6
 
 
 def protocol_of(first: bytes) -> Protocol | None:
@@ -88,10 +88,10 @@ def protocol_of(first: bytes) -> Protocol | None:
         return Protocol.HTTP1
     if b"HTTP/".startswith(first):
         return None
-    if len(first) < _FRAME_HEADER_BYTES:
+    if len(first) < FRAME_HEADER_BYTES:
         return None if first.startswith(b"\0") else Protocol.OTHER
     length, kind, stream = int.from_bytes(first[:3]), first[3], int.from_bytes(first[5:9])
-    frame = length <= _LARGEST_DEFAULT_FRAME_BYTES and kind in (_SETTINGS, _GOAWAY) and stream == 0
+    frame = length <= LARGEST_FRAME_BYTES and kind in (_SETTINGS, _GOAWAY) and stream == 0
     return Protocol.HTTP2 if frame else Protocol.OTHER
 
 
@@ -126,6 +126,7 @@ and take 25 MB at the worst; a document of 4 MiB may have a million."""
 
 
 _MOST_DIGITS = 100
+"""A choice: 64-bit numbers have 20, the longest double some 310, and nothing that is read is such a one."""
 _LARGE_BYTES = 256 * 1024
 """Below, numbers of thousands of digits cost 5 ms at the most; to look at each number costs more than to read it."""
 
@@ -275,8 +276,8 @@ _VERDICTS = _YES_OR_NO | {"status", "state", "health", "code", "data"}
 _WORDS = frozenset(("message", "msg", "detail", "result"))
 """Free text: a verdict only where it is nothing else."""
 _COMPLAINTS = frozenset(("error", "is_sleeping", "sleeping", "is_paused", "paused", "loading", "unhealthy"))
-_SHORT = 200
-_DEEP = 3
+_SHORT = 200  # A choice: a page that is longer is prose, or HTML, and no verdict.
+_DEEP = 3  # A choice: verdicts in verdicts, such as `status: {health: {code: ...}}`; deeper is somebody's data.
 
 
 def says_ill(answer: HttpAnswer) -> str | None:

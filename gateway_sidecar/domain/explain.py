@@ -256,7 +256,7 @@ def _probe(record: Record) -> Step:
     return Step("probe", state, it.result.reason, evidence, _cure(record, it.result))
 
 
-_NOW_S = 0.05
+_NOW_S = 0.05  # Less is shown as 0.0 s.
 
 
 def _facts(it: Probing) -> tuple[str, ...]:
@@ -396,7 +396,7 @@ def _workers(record: Record, listed: tuple[str, ...]) -> Step:
     return Step("router", StepState.FAILED, says, evidence, "the router's word: its log is in `state_dir/log`")
 
 
-_FEW = 4
+_FEW = 4  # A choice: an engine with a dozen names is to leave room for the other steps.
 
 
 def _drain(record: Record, it: Leaving) -> Step:

@@ -14,8 +14,8 @@ from gateway_sidecar.domain.printable import printable
 
 ALIKE = "alike"
 """Where it stands in a gateway's key: SETTING, or SERVICE: SETTING -> its value, in words."""
-_FEW = 4
-_LONGEST = 60
+_FEW = 4  # As many as a line of `status` has room for.
+_LONGEST = 60  # Of a setting's value: half a line.
 
 
 def differences(own: Mapping[str, str], others: Iterable[Gateway]) -> str:

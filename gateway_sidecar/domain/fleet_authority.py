@@ -11,13 +11,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from gateway_sidecar.domain.renewal import DAY_S
 from gateway_sidecar.domain.store_memory import NOT_OURS
 
-_DAY_S = 86400.0
-CLOCKS_APART_S = _DAY_S
+CLOCKS_APART_S = DAY_S
 """So far the clocks of a fleet's machines may be apart: a certificate begins so much before it is made."""
-AUTHORITY_S = 3650 * _DAY_S
-CERTIFICATE_S = 90 * _DAY_S
+AUTHORITY_S = 3650 * DAY_S
+"""Ten years, as is usual for an authority of one's own; after half of them it gets a successor."""
+CERTIFICATE_S = 90 * DAY_S  # As long as Let's Encrypt's; a router is replaced once in 60 days for it.
 RENEW_S = CERTIFICATE_S / 3
 """A certificate that has less than this left is renewed."""
 _NEXT_S = AUTHORITY_S / 2

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 
-EVERY_S = 10.0
+EVERY_S = 10.0  # 360 points are an hour: a plot has some hundred columns, and 12 KB hold it.
 POINTS = 360
 """An hour."""
 

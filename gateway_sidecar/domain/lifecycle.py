@@ -113,8 +113,8 @@ class Crowd:
         return self.loading * 0.02
 
 
-_LONG_S = 120.0
-_SELDOM_S = 15.0
+_LONG_S = 120.0  # A choice: most engines have loaded by then, or will not soon.
+_SELDOM_S = 15.0  # A choice: what is no engine, or does not answer, costs four questions a minute.
 
 
 def loading_delay_s(result: ProbeResult | None, age_s: float, crowd: Crowd) -> float:

@@ -19,8 +19,7 @@ SUSPECT_S = 3.0
 _ALONE = 1.25
 """How much longer silence has to last where no other replica answers meanwhile: the requests may be what is slow."""
 
-_FAILURES = 5
-_FAILED_OVER_S = 0.5
+_FAILURES, _FAILED_OVER_S = 5, 0.5
 """So many requests have to fail in a row, and over such a time, while others answer: a burst is one event."""
 
 _CHANCE_S = 60.0

@@ -10,18 +10,20 @@ from typing import Any
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.domain.printable import printable
 
+DAY_S = 86400.0
+
 _DUE = 2 / 3
 """Of its lifetime: as Let's Encrypt's integration guide advises, a third is left for failures."""
 _SPREAD = 1 / 30
 """So much of its lifetime earlier at the most (3 of 90 days): what was ordered together is not renewed together."""
 _LAST = 1 / 6
 """Half of what is left when it is due: then people are told."""
-_FIRST_S, _FACTOR, _DAY_S = 60.0, 10.0, 86400.0
+_FIRST_S, _FACTOR = 60.0, 10.0
 """Let's Encrypt's integration guide: after 1, 10 and 100 minutes, then once a day. So no more than three orders fail in
 an hour; its limit is five failed validations of a name an hour."""
 _HOUR_S = 3600.0
 """While there is no certificate that can be served, clients wait: an hour is within that limit, too."""
-_MOST_ASKED_S = 8 * _DAY_S
+_MOST_ASKED_S = 8 * DAY_S
 """Let's Encrypt's longest limits count over a week."""
 _OF_LIFETIME = 1 / 24
 """A certificate of a day is ordered again after an hour, as one of 24 days and more is after a day."""
@@ -98,7 +100,7 @@ def longest_wait_s(now: float, validity: Validity | None) -> float:
     """The longest pause after failures, unless the server asks for more."""
     if validity is None or now >= validity.ends_at:
         return _HOUR_S
-    return min(_DAY_S, max(validity.lifetime_s * _OF_LIFETIME, _FIRST_S))
+    return min(DAY_S, max(validity.lifetime_s * _OF_LIFETIME, _FIRST_S))
 
 
 def order_at(now: float, validity: Validity | None, renewal_at: float, tries: Tries) -> float:

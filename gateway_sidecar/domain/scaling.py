@@ -14,7 +14,7 @@ from enum import StrEnum
 _ALL_BUT_FEW = 0.95
 """Streams that end while a source is read are missing for a moment."""
 
-TOLERANCE = 0.1
+TOLERANCE = 0.1  # As Kubernetes' HorizontalPodAutoscaler has by default.
 
 
 class Metric(StrEnum):

@@ -17,10 +17,12 @@ from typing import TypeVar
 from gateway_sidecar.domain.model import WorkerType
 
 WINDOWS_S = (30, 60, 300)
+"""A choice: a burst, the minute that `status` shows, and what somebody decides on who looks now and then."""
 QUANTILES = (0.5, 0.9, 0.99)
+"""A choice: the middle, and what slow requests take."""
 
-_LOW_S = 0.001
-_FACTOR = 1.1
+_LOW_S = 0.001  # A choice: no first token comes sooner.
+_FACTOR = 1.1  # A quantile is off by a tenth of itself at the most, and 160 buckets reach an hour.
 _PER_BUCKET = math.log(_FACTOR)
 _LAST_BUCKET = 160
 """Its upper bound is above an hour; what takes longer counts as that."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-_ALIKE = 0.65
-_FEW = 10
+_ALIKE = 0.65  # A choice: stricter than `difflib`'s own 0.6, which offers what nobody meant.
+_FEW = 10  # As many as two lines have room for.
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -7,10 +7,11 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
-_GROUP_WRITES, _ALL_WRITE = 0o020, 0o002
-_OTHERS_WRITE = _GROUP_WRITES | _ALL_WRITE
-_STICKY = 0o1000
-ROOT = 0
+GROUP_WRITES, _ALL_WRITE = 0o020, 0o002  # inode(7)
+OTHERS_WRITE = GROUP_WRITES | _ALL_WRITE
+OTHERS = 0o007  # Whatever they may do: a file that holds a secret is its owner's, and at most its group's to read.
+_STICKY = 0o1000  # S_ISVTX, as of /tmp: inode(7)
+ROOT = 0  # credentials(7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Owned:
     @property
     def others_may_write(self) -> bool:
         """Whether anybody but its owner and root may."""
-        return bool(self.mode & _OTHERS_WRITE)
+        return bool(self.mode & OTHERS_WRITE)
 
     @property
     def shown_mode(self) -> str:
@@ -61,7 +62,7 @@ def way_in(place: Owned, above: Iterable[Owned], owners: Container[int], groups:
             return f"{each.path}, above it, belongs to user {each.owner}"
         if each.mode & _STICKY:
             continue  # Names in it are their owners' to change.
-        if each.mode & _ALL_WRITE or (each.mode & _GROUP_WRITES and each.group not in groups):
+        if each.mode & _ALL_WRITE or (each.mode & GROUP_WRITES and each.group not in groups):
             return f"others may rename what is in {each.path}, above it ({each.shown_mode})"
     return None
 

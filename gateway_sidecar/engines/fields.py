@@ -12,7 +12,7 @@ from gateway_sidecar.domain.model import BY_KV_ROLE, Unknown, WorkerType
 
 Fields = Mapping[str, object]
 
-LARGEST_PORT = 65535
+LARGEST_PORT = 65535  # TCP's: 16 bits
 LARGEST_DP_SIZE = 65536
 """Ranks. Larger numbers are noise."""
 

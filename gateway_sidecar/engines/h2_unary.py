@@ -19,7 +19,14 @@ from urllib.parse import unquote_to_bytes
 from hpack import Decoder, Encoder, NeverIndexedHeaderTuple
 from hpack.exceptions import HPACKError
 
-from gateway_sidecar.domain.discovery import Failure, NoAnswer, Protocol, protocol_of
+from gateway_sidecar.domain.discovery import (
+    FRAME_HEADER_BYTES,
+    LARGEST_FRAME_BYTES,
+    Failure,
+    NoAnswer,
+    Protocol,
+    protocol_of,
+)
 from gateway_sidecar.domain.model import Access
 from gateway_sidecar.engines.unix_socket import UnixConnection, connect
 
@@ -35,12 +42,10 @@ MOST_HEADER_BLOCK_BYTES = 16 * 1024
 _FEW_BLOCKS, _FEW_BYTES = 32, 512
 """Of header fields, which are remembered. More than an identification takes; to decode them anew takes 0.3 ms."""
 
-_RECEIVED_AT_ONCE = 16 * 1024
-_LARGEST_FRAME = 16 * 1024  # what a client that says nothing of it allows
-_FRAME_HEADER_BYTES = 9
-_MESSAGE_HEADER_BYTES = 5
+_RECEIVED_AT_ONCE = 16 * 1024  # A frame: what was received is bounded before more is.
+_MESSAGE_HEADER_BYTES = 5  # gRPC: one byte says whether the message is compressed, four how long it is.
 
-_END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
+_END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20  # RFC 9113, 6
 _TOLD = frozenset((b":status", b"grpc-status", b"grpc-message"))
 
 _CODES = (
@@ -174,10 +179,10 @@ class Calls:
             raise _too_large(f"more than {MOST_BYTES} bytes")
         buffer, position, out = self._buffer, 0, bytearray()
         buffer += received
-        while len(buffer) >= position + _FRAME_HEADER_BYTES:
-            body = position + _FRAME_HEADER_BYTES
+        while len(buffer) >= position + FRAME_HEADER_BYTES:
+            body = position + FRAME_HEADER_BYTES
             length = int.from_bytes(buffer[position : position + 3])
-            if length > _LARGEST_FRAME:
+            if length > LARGEST_FRAME_BYTES:
                 raise _malformed(f"a frame of {length} bytes")
             if len(buffer) < body + length:
                 break
@@ -351,7 +356,7 @@ def request_of(stream: int, path: str, message: bytes, api_key: str | None) -> b
     """One call on the wire: header fields and the message, which ends it."""
     body = bytes(1) + len(message).to_bytes(4) + message
     headers = _headers_of(path, api_key)
-    first, *rest = [headers[at : at + _LARGEST_FRAME] for at in range(0, len(headers), _LARGEST_FRAME)]
+    first, *rest = [headers[at : at + LARGEST_FRAME_BYTES] for at in range(0, len(headers), LARGEST_FRAME_BYTES)]
     parts = [_frame(_Kind.HEADERS, 0 if rest else _END_HEADERS, stream, first)]
     for number, part in enumerate(rest, 1):
         parts.append(_frame(_Kind.CONTINUATION, _END_HEADERS if number == len(rest) else 0, stream, part))

@@ -21,9 +21,9 @@ _MOST_PIECES = 10_000
 _MOST_FIELDS = 1000
 """Header fields, before the body and behind it."""
 
-_MOST_INTERIM = 100
-_LONGEST_HEAD_BYTES = 65536
-_LONGEST_DETAIL = 80
+_MOST_INTERIM = 100  # A choice: no server has cause for more than a few answers such as `100 Continue` before its own.
+_LONGEST_HEAD_BYTES = 65536  # A choice: eight times what nginx takes of one header line by default.
+_LONGEST_DETAIL = 80  # The parser's words, of a line.
 _HEADERS = "Host: localhost\r\nAccept: application/json\r\nUser-Agent: gateway-sidecar\r\n"
 _SIZED = frozenset((b"content-length", b"transfer-encoding"))
 

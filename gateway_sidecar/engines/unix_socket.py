@@ -20,8 +20,9 @@ from gateway_sidecar.domain.discovery import Failure, NoAnswer
 LONGEST_ADDRESS_BYTES = 107
 """`sun_path` holds 108 with its closing zero."""
 
-_CHUNK_BYTES = 65536
+_CHUNK_BYTES = 65536  # Other tasks run in between; a page of metrics is read in a few.
 _CONNECT_RETRY_S = 0.02
+"""A choice: a queue that is full empties when the engine accepts again, and the time-out bounds the tries."""
 
 _BY_ERRNO = {
     errno.ENOENT: NoAnswer(Failure.ABSENT),

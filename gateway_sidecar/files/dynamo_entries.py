@@ -32,7 +32,7 @@ BUCKETS = ("instances", "event_channels", "event_sources", "mdc")
 """In the order in which they are copied: a model's card last, when all that it needs is there."""
 FRESH_S = 10.0
 """Dynamo's own: `FileStore` drops what nobody touched for so long."""
-_MOST_BYTES = 1024 * 1024
+_MOST_BYTES = 1024 * 1024  # A choice: a model's card names files, and holds none of them.
 _MOST_FILES = 64
 """Of one worker in one bucket. A mocker has two instances and four channels for each data-parallel rank."""
 

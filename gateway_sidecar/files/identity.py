@@ -9,8 +9,8 @@ from pathlib import Path
 
 from gateway_sidecar.domain.model import SocketIdentity
 
-_AT_FDCWD, _NOFOLLOW, _EMPTY_PATH = -100, 0x100, 0x1000
-_INO, _BTIME = 0x100, 0x800
+_AT_FDCWD, _NOFOLLOW, _EMPTY_PATH = -100, 0x100, 0x1000  # linux/fcntl.h
+_INO, _BTIME = 0x100, 0x800  # linux/stat.h
 _ANSWER = struct.Struct("=I28xQ40xqI44xII")
 """statx(2): mask, inode, birth (s, ns), device (major, minor). Its size is 256 bytes."""
 _statx = ctypes.CDLL(None, use_errno=True).statx

@@ -40,20 +40,21 @@ from gateway_sidecar import __version__
 from gateway_sidecar.config import AcmeSettings
 from gateway_sidecar.config.text_file import read_file
 from gateway_sidecar.domain.printable import printable
+from gateway_sidecar.domain.trust import OTHERS
 from gateway_sidecar.errors import AcmeError, ConfigError
 from gateway_sidecar.frontend.acme_state import AcmeState, Wanted
 from gateway_sidecar.frontend.certificate import today
 from gateway_sidecar.frontend.challenges import TOKEN, Answers
 
-_TIMEOUT_S = 30
+_TIMEOUT_S = 30  # A choice: for one answer; it is shorter than the library's own 45 s, and an order takes several.
 _ORDER_S = 180.0
 """For all names to be proved and the certificate to be issued: the library's own bound is 90 s, and a server may try to
 reach a name several times."""
 _NONCES = 10
 """Times two tries: a server may refuse a nonce at any time, and then gives another (RFC 8555, 6.5)."""
-_MOST_KEY_BYTES = 4096
+_MOST_KEY_BYTES = 4096  # A choice: such a key has some dozens of bytes.
 _MOST_CA_BYTES = _MOST_ANSWER_BYTES = 1024 * 1024
-_OTHERS = 0o007
+"""As of a certificate's file (`x509.py`): an answer is a chain of them at most."""
 _RESOURCES = ("newNonce", "newAccount", "newOrder")
 _NEEDS_EAB = "accounts there need external account binding; give acme.eab, with the key that the authority gave you"
 _CURES = {
@@ -81,7 +82,7 @@ def read_hmac_key(path: Path) -> str:
         file = read_file(path, _MOST_KEY_BYTES)
     except ConfigError as error:
         raise AcmeError(f"{name}: {error}".replace(", or name another with --config", "")) from None
-    if file.mode & _OTHERS:
+    if file.mode & OTHERS:
         raise AcmeError(f"{name}: {path}: others may read or change it (mode {file.mode:04o}); use chmod 0600 or 0640")
     text = file.content.decode("ascii", "replace").strip().rstrip("=")
     try:

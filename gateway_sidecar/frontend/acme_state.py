@@ -25,7 +25,7 @@ from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import replace_file, unfinished
 from gateway_sidecar.frontend.certificate import prove_pair, read_certificate, validity_in
 
-_ID_DIGITS = 12
+_ID_DIGITS = 12  # 48 bits of a SHA-256: certificates of the same first name do not meet by chance.
 _NAME_LENGTH = 200  # A host name may have 253 characters, and a file's 255.
 _NONE = Tries()
 _FILE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9.-]{{0,{_NAME_LENGTH - 1}}}-[0-9a-f]{{{_ID_DIGITS}}}\.(pem|json)")

@@ -18,13 +18,12 @@ from typing import NamedTuple
 from gateway_sidecar.config.frontend_values import NAME
 from gateway_sidecar.config.text_file import FileText, read_file
 from gateway_sidecar.config.values import show
+from gateway_sidecar.domain.trust import GROUP_WRITES, OTHERS
 from gateway_sidecar.errors import ConfigError, FrontendError
 from gateway_sidecar.frontend.words import link_text, parse_expiry, parse_words
 
-MOST_BYTES = 64 * 1024 * 1024
-_MOST_PROBLEMS = 10
-_OTHERS = 0o007
-_GROUP_WRITES = 0o020
+MOST_BYTES = 64 * 1024 * 1024  # A line has some 100 bytes: hundreds of thousands of keys.
+_MOST_PROBLEMS = 10  # A screen of them; the rest is counted.
 _KEY = rf"({NAME})[ \t]*:[ \t]*(?:sha256:)?([0-9A-Fa-f]{{64}})((?:[ \t][^\n]*)?)"
 _PLAN = rf"plan[ \t]+({NAME})((?:[ \t][^\n]*)?)"
 _KEY_LINE, _PLAN_LINE = re.compile(_KEY), re.compile(_PLAN)
@@ -248,7 +247,7 @@ class _Lines:
 
 
 def _trouble(file: FileText) -> str | None:
-    if file.mode & _OTHERS or file.mode & _GROUP_WRITES:
+    if file.mode & OTHERS or file.mode & GROUP_WRITES:
         return f"others may read or change it (mode {file.mode:04o}); use chmod 0640 or 0600"
     if file.owner not in (0, os.geteuid()):
         return f"belongs to user {file.owner}; it must be root's or the daemon's (user {os.geteuid()})"

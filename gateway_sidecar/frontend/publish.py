@@ -16,7 +16,7 @@ from gateway_sidecar.frontend.keys import PLAN_LINK, Links
 from gateway_sidecar.frontend.last_used import note_use
 
 PAIR = ".pair"
-_DIGITS = 16
+_DIGITS = 16  # 64 bits of a SHA-256: two texts never have the same by chance.
 _LINK = re.compile(rf"[0-9a-f]{{64}}|{PLAN_LINK}{NAME}")
 
 

@@ -33,7 +33,7 @@ _MOST = 10**15
 """Up to there Lua counts exactly."""
 _LAST_S = 253402300800
 """The first second of the year 10000, which has no date."""
-_LONGEST_NOTE = 200
+_LONGEST_NOTE = 200  # A choice: two lines of a terminal.
 _LONGEST_LINK = 4000
 """A symbolic link leads to 4,095 bytes at most."""
 

@@ -13,12 +13,11 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from gateway_sidecar.config.text_file import read_file
+from gateway_sidecar.domain.trust import OTHERS, OTHERS_WRITE
 from gateway_sidecar.errors import ConfigError, FrontendError
 from gateway_sidecar.frontend.certificate import shown_at
 
-_MOST_BYTES = 1024 * 1024
-_OTHERS = 0o007
-_OTHERS_WRITE = 0o022
+_MOST_BYTES = 1024 * 1024  # A choice: a chain has some KB, and Debian's bundle of all authorities 220 KB.
 
 
 Pair = tuple[bytes, float, float, float, tuple[str, ...]]
@@ -109,9 +108,9 @@ def _read(path: Path, *, secret: bool = False, decides: bool = False) -> bytes:
         file = read_file(path, _MOST_BYTES)
     except ConfigError as error:
         raise FrontendError([line.replace(", or name another with --config", "") for line in error.problems]) from None
-    if secret and file.mode & _OTHERS:
+    if secret and file.mode & OTHERS:
         raise _bad(path, f"others may read or change it (mode {file.mode:04o}); use chmod 0600 or 0640")
-    if decides and file.mode & _OTHERS_WRITE:
+    if decides and file.mode & OTHERS_WRITE:
         raise _bad(path, f"others may change it, and so let anybody in (mode {file.mode:04o}); use chmod 0644 or 0640")
     if decides and file.owner not in (0, os.geteuid()):
         raise _bad(path, f"belongs to user {file.owner}; it must be root's or the daemon's (user {os.geteuid()})")

@@ -29,17 +29,18 @@ BRIDGES = "-"
 """Stands for a service's name in what bridges report: requests that failed at one engine, tries of a router too."""
 
 _BUFFER_BYTES = 4 * 1024 * 1024
-_REST_S = 0.05
-_MOST_AT_ONCE = 1000
-_LONGEST = 2048
-_SO_MEMINFO = 55
+"""For stalls of the event loop: with 1,040 requests/s none is lost (docs/figures.md, `signals`)."""
+_REST_S = 0.05  # A choice: events are read in crowds of 20 times a second, which costs less than one by one.
+_MOST_AT_ONCE = 1000  # With 10 us for each (docs/figures.md, `signals`), 10 ms until others have their turn.
+_LONGEST = 2048  # A choice: an event is a service's name, a status and some numbers.
+_SO_MEMINFO = 55  # asm-generic/socket.h
 _DROPS = 8  # SK_MEMINFO_DROPS
-_SO_ATTACH_REUSEPORT_CBPF = 51
+_SO_ATTACH_REUSEPORT_CBPF = 51  # asm-generic/socket.h
 _TAG_AT = len("<190>Nov 20 22:33:13 ")  # nginx pads the day: it is the same length always.
 _LOAD_WORD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
 _PLACEHOLDER, _DAEMON = 0, 1
 """Who bound first is the first of the port's sockets: always nginx's, and then the daemon's, or the oldest daemon's."""
-_SWITCHED = 101
+_SWITCHED = 101  # HTTP's Switching Protocols: a WebSocket, which begins with GET
 _STATUS = re.compile(rb"[1-5][0-9]{2}")
 _SECONDS = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,3})?")
 """As nginx writes times. It is no other number: `nan`, `-1` and `1e999` are numbers to Python too."""

@@ -16,10 +16,8 @@ from pathlib import Path
 from gateway_sidecar.config.access_log import AccessLogSettings
 from gateway_sidecar.files.own import keep_directory
 from gateway_sidecar.files.replace import open_to_append, put_in_place
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.own_thread import BRIEF_DISK_S, OwnThread
 
-_PATIENCE_S = 2.0
-_MIB = 1024 * 1024
 _SYSLOG = ",nohostname,tag=gateway_sidecar,severity=info"
 
 
@@ -56,7 +54,7 @@ class AccessLog:
             self.target = f"syslog:server={self._settings.syslog}{_SYSLOG}"
             return
         try:
-            changed, trouble = await self._thread.run(partial(self._keep, self.path), patience_s=_PATIENCE_S)
+            changed, trouble = await self._thread.run(partial(self._keep, self.path), patience_s=BRIEF_DISK_S)
         except TimeoutError:
             self.trouble = f"cannot look at {self.path}: the file system does not answer"
             return  # nginx has it open, or does not: nothing is known that would change anything.
@@ -75,7 +73,7 @@ class AccessLog:
         made = not os.path.lexists(path)
         descriptor = open_to_append(path)
         try:
-            if os.fstat(descriptor).st_size <= self._settings.max_mb * _MIB:
+            if os.fstat(descriptor).st_size <= self._settings.max_mb << 20:
                 return made, ""
             try:
                 self._shift(path)

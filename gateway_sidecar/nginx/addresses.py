@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 _NAMES = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 _SOCKETS = ("tcp", "tcp6", "udp", "udp6")
 _IDLE = frozenset((b"06", b"07", b"0A"))  # time-wait, closed, listening: nobody is at the far end
-_UNICAST = 1
+_UNICAST = 1  # RTN_UNICAST, linux/rtnetlink.h
 _KINDS = ("dummy", "bridge")
-_NO_DAD = 0x02
-_UP, _LOOPBACK, _NO_ARP = 0x01, 0x08, 0x80
-_USE = 0x01
-_ANSWER_S = 0.15
-_ANSWER_LOOKS = 10
-_SOLICIT_AGAIN_S = 30.0
+_NO_DAD = 0x02  # IFA_F_NODAD, linux/if_addr.h
+_UP, _LOOPBACK, _NO_ARP = 0x01, 0x08, 0x80  # linux/if.h
+_USE = 0x01  # NTF_USE, linux/neighbour.h
+_ANSWER_S = 0.15  # A choice: whoever is on a link answers at once, and a replica's start waits for it.
+_ANSWER_LOOKS = 10  # Every 15 ms: who answers at once is not waited for much longer.
+_SOLICIT_AGAIN_S = 30.0  # As long as Linux takes an answer for fresh by default (`base_reachable_time_ms`).
 _NUD_KNOWN = 0x02 | 0x04 | 0x08 | 0x10 | 0x80  # reachable, stale, delay, probe, permanent
 _NEEDS = "the daemon may not change addresses; give it CAP_NET_ADMIN (gateway-sidecar install --peers)"
 

@@ -31,7 +31,7 @@ ROWS = 512
 _FIELDS, _HEADER = 4, 512  # as in balance.lua
 _ROWS_USED, _CHANGES = range(2)
 _IN_FLIGHT, _REQUESTS, _FLOWS = range(3)
-_NUMBER = 8
+_NUMBER = 8  # bytes of a double, as in balance.lua
 _DOUBLE = struct.Struct("d")
 _LOCK = struct.Struct("hhqqi4x")
 

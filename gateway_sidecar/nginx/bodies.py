@@ -18,7 +18,6 @@ SMALL_BYTES = 9_999
 """The most that a small request may carry; one with five digits of bytes is refused by its head."""
 
 _FIRST_DIGITS = 6  # What is shorter never leaves memory: client_body_buffer_size is 256k.
-_MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +41,9 @@ class BodyClass:
 
 def body_classes(held_mb: int, largest_mb: int) -> Sequence[BodyClass]:
     """Classes for bodies up to `largest_mb` MiB each, `held_mb` MiB together. Each class admits one at the least."""
-    largest = largest_mb * _MIB
+    largest = largest_mb << 20
     digits = range(_FIRST_DIGITS, max(_FIRST_DIGITS, len(str(largest))) + 1)
-    share = held_mb * _MIB // len(digits)
+    share = (held_mb << 20) // len(digits)
     return [
         BodyClass(count, min(65535, max(1, share // min(10**count - 1, largest))), count == digits[-1])
         for count in digits

@@ -90,7 +90,7 @@ file for each, named by the name's MD5, with the name in it.
 BODIES = "client_body"
 """The directory, below the one for temporary files, that bodies go to."""
 
-_NUMBER_DIGITS = 16
+_NUMBER_DIGITS = 16  # 64 bits of a SHA-256: two configurations never have the same by chance.
 _UNNUMBERED = "[number]"
 """Stands in the configuration in place of its number, which is made of the rest of the text."""
 

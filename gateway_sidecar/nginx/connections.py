@@ -24,18 +24,18 @@ _TABLES = (Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6"))
 # sock_diag(7) and linux/inet_diag.h: a question for all TCP sockets of a family that may still send, with `tcp_info`.
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _ERROR, _DONE = 4, 20, 2, 3
 _DUMP = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
-_INFO = 2
+_INFO = 2  # INET_DIAG_INFO
 _SENDS = 1 << 1 | 1 << 8  # established, close-wait
 _QUESTION = struct.Struct("=IHHII BBBBI 48x")
 _HEAD = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _ENDS = struct.Struct("!4x HH 16s 16s")
 _COOKIE = slice(44, 52)
-_ANSWER_BYTES = 72
+_ANSWER_BYTES = 72  # sizeof(struct inet_diag_msg)
 _ACKED_AND_RECEIVED = struct.Struct("=120x QQ")
 _SENT_AND_RECEIVED_MS = struct.Struct("=44x I 4x I")  # how long ago
 _MAPPED = IPv6Address("::ffff:0:0").packed[:12]
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 256 * 1024  # A choice: netlink fills what it is given, so a table of thousands is a few calls.
 
 Client = tuple[int, bytes]
 """A connection of a client's: our port, and both ends as the kernel writes them."""

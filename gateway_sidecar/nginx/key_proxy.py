@@ -35,8 +35,8 @@ from gateway_sidecar.nginx.small import SmallNginx, SmallPlaces, small_left_runn
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.process import Identity, Process, descriptors_of, session_members
 
-_IN_FORCE_S = 5.0
-_LINES = 20
+_IN_FORCE_S = 5.0  # Half of `nginx/server.py`'s: it listens on one socket of its own, where nobody else does.
+_LINES = 20  # What nginx writes at one reload is a few lines.
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ from gateway_sidecar.nginx.usage_counts import UsageCounts, counts_at
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog, try_writing
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.own_thread import BRIEF_DISK_S, OwnThread
 from gateway_sidecar.supervision.process import Identity, Process, session_members
 
 STREAM_MODULES = (
@@ -83,18 +83,19 @@ STREAM_MODULES = (
 KEYED, ENGINE_LINK = "keyed", "engine.sock"
 """Where the nginx that show API keys run, below `run_dir`, and the link in each one's directory."""
 
-_LONGEST_SOCKET_PATH = 107
-_PATIENCE_S = 2.0
+_LONGEST_SOCKET_PATH = 107  # `sun_path` holds 108 bytes with its closing zero: unix(7).
+_ANSWER_S = 2.0  # nginx answers this by itself; one that takes longer hangs, or the machine does.
 _RUN_S = 10.0
-_ROOM_BYTES = 256 * 1024
+"""A choice: with 1,000 models nginx is reloaded in 0.8 s (docs/figures.md); a disk that hangs takes for ever."""
+_ROOM_BYTES = 256 * 1024  # As much as nginx keeps of a body before it writes a file (`client_body_buffer_size`).
 TEMP = "nginx-temp"
 _IN_FORCE_S = 10.0
 """nginx tries for 2.5 s to listen where somebody else does, and tells its old processes a tenth of a second later."""
 _PARTING_S = 1.0
 """Most answers take less; clients that ask seldom lose a kept connection, which they may not be using just then."""
-_PARTING_POLL_S = 0.05
+_PARTING_POLL_S = 0.05  # A twentieth of `_PARTING_S`.
 
-_LINES = 20
+_LINES = 20  # What nginx writes at one reload is a few lines.
 _VERSION = re.compile(r"^nginx version: [a-z]+/([0-9.]+)", re.MULTILINE | re.IGNORECASE)
 """Of nginx, and of what is built of it: OpenResty, freenginx."""
 _CURE = "on Debian and Ubuntu, run apt-get install nginx-light libnginx-mod-stream"
@@ -681,7 +682,7 @@ class Nginx:
     async def _temp_directory(self) -> Path:
         """Where bodies go that do not fit into memory: on the state disk if that takes them."""
         try:
-            await self._state_thread.run(partial(_make_ready, self._settings.state_dir / TEMP), patience_s=_PATIENCE_S)
+            await self._state_thread.run(partial(_make_ready, self._settings.state_dir / TEMP), patience_s=BRIEF_DISK_S)
         except OSError:  # A TimeoutError is one, too.
             make_directory(self._settings.run_dir / TEMP, 0o700)
             return self._settings.run_dir / TEMP
@@ -692,13 +693,13 @@ class Nginx:
         master = self.process.identity if self.process is not None else None
         with contextlib.suppress(OSError):
             keep_up = partial(self._body_files.keep_up, self._temp / BODIES, master)
-            await self._state_thread.run(keep_up, patience_s=_PATIENCE_S)
+            await self._state_thread.run(keep_up, patience_s=BRIEF_DISK_S)
 
     async def _make_log_directory(self) -> None:
         """nginx refuses a configuration whose log it cannot open, and somebody may have removed its directory."""
         directory = (self.log.file or self.log.path).parent
         with contextlib.suppress(OSError):
-            await self._state_thread.run(partial(make_directory, directory), patience_s=_PATIENCE_S)
+            await self._state_thread.run(partial(make_directory, directory), patience_s=BRIEF_DISK_S)
 
     def _addresses(self, services: Sequence[ServiceAddress]) -> list[tuple[str, int]]:
         bridges = range(self._settings.first_port, self._settings.last_port + 1)
@@ -744,7 +745,7 @@ def _listening(served_by: Mapping[Identity, str]) -> dict[Identity, str]:
 async def ask_in_force(alive: Path) -> str:
     """What the nginx that listens there says that it serves; empty if it does not answer in time."""
     with contextlib.suppress(OSError):  # A TimeoutError is one, too.
-        async with within(_PATIENCE_S):
+        async with within(_ANSWER_S):
             reader, writer = await asyncio.open_unix_connection(str(alive))
             try:
                 writer.write(f"GET {IN_FORCE} HTTP/1.0\r\n\r\n".encode())

@@ -19,7 +19,7 @@ MOST_ROWS = 65536
 """Combinations that one worker tells apart: 10,000 keys with six models each."""
 
 _HEADER, _FIELDS, _NUMBER, _NAMES_EACH = 512, 8, 8, 160  # as in usage.lua
-_MADE = 20261129.0
+_MADE = 20261129.0  # as in usage.lua: the files' form, by the day it was made
 _HEAD = struct.Struct("=d16sd")
 _ROW = struct.Struct("=8d")
 _LENGTH = struct.Struct("<H")

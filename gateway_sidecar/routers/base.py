@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=RouterSettings)
 
+LONGEST_MESSAGE = 2000
+"""Characters of a router's word that are passed on: a screen of it. Its own log has all."""
+USAGE_EXIT = 2
+"""What argparse and clap end with where a program cannot be called like this."""
+
 
 @dataclass(frozen=True, slots=True)
 class LaunchCommand:

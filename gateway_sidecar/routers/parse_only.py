@@ -10,7 +10,7 @@ import os
 import sys
 from importlib import import_module
 
-NO_PARSER = 3
+NO_PARSER = 3  # Neither 0, nor Python's own 1, nor argparse's 2.
 
 
 def main() -> None:

@@ -16,13 +16,11 @@ from gateway_sidecar.domain.findings import Finding, Level
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import ProcessError
 from gateway_sidecar.routers import parse_only, with_key
-from gateway_sidecar.routers.base import LaunchCommand, RouterPorts
+from gateway_sidecar.routers.base import LONGEST_MESSAGE, USAGE_EXIT, LaunchCommand, RouterPorts
 from gateway_sidecar.supervision.awake import within
 
 _PARSE_S = 30
 """SMG takes a second to be imported on a machine that is at leisure."""
-_USAGE_EXIT = 2
-_LONGEST_MESSAGE = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +60,11 @@ async def parse(program: Path, package: str, options: Iterable[str], env: Mappin
         raise ProcessError(f"{program} is not a Python script")
     argv = [*interpreter, parse_only.__file__, package, *options]
     code, version, said = await run_to_its_end(argv, env, str(program), patience_s=_PARSE_S)
-    last = printable(said.decode("utf-8", "replace").strip().rpartition("\n")[2], _LONGEST_MESSAGE)
-    if code not in (0, _USAGE_EXIT):
+    last = printable(said.decode("utf-8", "replace").strip().rpartition("\n")[2], LONGEST_MESSAGE)
+    if code not in (0, USAGE_EXIT):
         raise ProcessError(f"{program}: exit code {code}: {last}")
     named = printable(version.decode("utf-8", "replace").partition("\n")[0].strip(), 40)
-    return Parsed(named, last if code == _USAGE_EXIT else None)
+    return Parsed(named, last if code == USAGE_EXIT else None)
 
 
 async def run_to_its_end(

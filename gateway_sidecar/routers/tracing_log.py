@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from gateway_sidecar.domain.printable import printable
-from gateway_sidecar.routers.base import LogLine
+from gateway_sidecar.routers.base import LONGEST_MESSAGE, LogLine
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LINE = re.compile(
@@ -16,7 +16,6 @@ _LINE = re.compile(
     r"(?P<target>[\w:]+): (?:\S+\.rs:\s?\d+: )?(?P<message>.*)"
 )
 _LEVELS = {"ERROR": "error", "WARN": "warning", "INFO": "info", "DEBUG": "debug", "TRACE": "debug"}
-_LONGEST_MESSAGE = 2000
 
 
 def read_log_line(line: str) -> LogLine | None:
@@ -24,9 +23,9 @@ def read_log_line(line: str) -> LogLine | None:
     text = _COLOUR.sub("", line).strip()
     found = _LINE.fullmatch(text)
     if found is not None:
-        message = printable((found["span"] or "") + found["message"], _LONGEST_MESSAGE)
+        message = printable((found["span"] or "") + found["message"], LONGEST_MESSAGE)
         return LogLine(_LEVELS[found["level"]], message, {"target": printable(found["target"])})
     if not text:
         return None
     level = "debug" if text.startswith("DEBUG: ") else "warning"
-    return LogLine(level, printable(text, _LONGEST_MESSAGE))
+    return LogLine(level, printable(text, LONGEST_MESSAGE))

@@ -18,12 +18,11 @@ from gateway_sidecar.sources.described import listing_of
 from gateway_sidecar.sources.entry import Described, InventoryEntry, RawEntry, describe, described_schema
 from gateway_sidecar.sources.listing import Listing
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 
 NAME = "api"
 _ROOT = Path("/")
-_PATIENCE_S = 5.0
-_STORE_S = 1.0
+_STORE_S = 1.0  # As long as a source is waited for that others wait with (`sources/listing.py`).
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ class ApiSource:
         if not entries and not lost:
             return Listing()
         try:
-            return await self._thread.run(lambda: self._look(entries, lost), patience_s=_PATIENCE_S)
+            return await self._thread.run(lambda: self._look(entries, lost), patience_s=DISK_S)
         except TimeoutError:
             return Listing(blind="the file system of a replica's socket, or of its key, does not answer")
 

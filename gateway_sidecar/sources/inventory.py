@@ -31,11 +31,10 @@ from gateway_sidecar.sources.base import Given, SourceKind
 from gateway_sidecar.sources.described import listing_of
 from gateway_sidecar.sources.entry import Described, describe, described_schema
 from gateway_sidecar.sources.listing import Listing
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 
 SUFFIXES = (".yaml", ".yml", ".json")
-_MOST_BYTES = 8 * 1024 * 1024
-_PATIENCE_S = 5.0
+_MOST_BYTES = 8 * 1024 * 1024  # A choice: at 200 bytes a replica, 40,000 of them.
 _CHANGES = (
     Mask.CREATE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.CLOSE_WRITE | Mask.ATTRIB | Mask.DELETE_SELF
 )
@@ -65,9 +64,9 @@ class Inventory:
     async def look(self) -> Listing:
         """What is there now. Never raises. A file system that does not answer leaves everything unknown."""
         try:
-            return await self._thread.run(self.look_now, patience_s=_PATIENCE_S)
+            return await self._thread.run(self.look_now, patience_s=DISK_S)
         except TimeoutError:
-            return Listing(blind=f"{self.path} was not read within {_PATIENCE_S:.0f} s; check its size and its disk")
+            return Listing(blind=f"{self.path} was not read within {DISK_S:.0f} s; check its size and its disk")
 
     def look_now(self) -> Listing:
         """Reads what has changed. Never raises. Blocks: call in a thread."""
@@ -147,7 +146,7 @@ class Inventory:
         """
         with Inotify() as inotify:
             while True:
-                await self._prober.run(partial(self._watch, inotify), patience_s=_PATIENCE_S)
+                await self._prober.run(partial(self._watch, inotify), patience_s=DISK_S)
                 yield
                 event = await inotify.get()
                 # In the directory around it, only what bears its name matters.

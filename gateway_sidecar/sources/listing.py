@@ -14,7 +14,7 @@ from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.sources.entry import RawEntry
 from gateway_sidecar.supervision import awake
 
-_PATIENCE_S = 1.0
+_PATIENCE_S = 1.0  # Of several sources one that is slow does not hold up the others' news; what it said last counts.
 _HANGS_S = 8.0
 """Each source has a patience of its own with its file system, 5 s. This is for one that has lost even that."""
 

@@ -28,11 +28,10 @@ from gateway_sidecar.files.mounts import HIDDEN_BY_UNIT, UNIT, why_hidden
 from gateway_sidecar.sources.base import Given, SourceKind
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.sources.placed import Forbidden, OwnSockets, RefusedPlaceError, occupant_of, socket_at
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 
 PLACEHOLDER = "{replica}"
-MOST_NAME_BYTES = 200
-_PATIENCE_S = 5.0
+MOST_NAME_BYTES = 200  # A file's name has 255 at the most; ids also name files of ours, with something added.
 _GONE = (errno.ENOENT, errno.ENOTDIR)
 _APPEARS = Mask.CREATE | Mask.MOVED_TO | Mask.ONLYDIR
 _CHANGES = _APPEARS | Mask.DELETE | Mask.MOVED_FROM | Mask.ATTRIB | Mask.CLOSE_WRITE | Mask.DELETE_SELF | Mask.MOVE_SELF
@@ -61,7 +60,7 @@ class SocketPattern:
     async def look(self) -> Listing:
         """What is there now. Never raises. A file system that does not answer leaves everything unknown."""
         try:
-            return await self._thread.run(self.look_now, patience_s=_PATIENCE_S)
+            return await self._thread.run(self.look_now, patience_s=DISK_S)
         except TimeoutError:
             return Listing(blind=f"the file system of {self.directory} does not answer")
 
@@ -175,7 +174,7 @@ class SocketPattern:
 
     async def _in_thread(self, work: Callable[..., None], *arguments: object) -> None:
         """To watch a path is to look it up, which may hang."""
-        await self._prober.run(partial(work, *arguments), patience_s=_PATIENCE_S)
+        await self._prober.run(partial(work, *arguments), patience_s=DISK_S)
 
     def _watch(self, inotify: Inotify, watched: set[Path]) -> None:
         """Watches the directory and its ancestors (to see it replaced), and the directories of replicas in it."""

@@ -27,7 +27,7 @@ _STALLED_S = 1.0
 _MOMENT_S = 1.0
 """So long after a stall the clock stands: those who were stopped with us have not answered yet, and timers of the event
 loop come before what lies in its sockets."""
-_LEAST_WAIT_S = 0.01
+_LEAST_WAIT_S = 0.01  # A time-out that a stall has prolonged looks a hundred times a second at the most.
 _NEAR = 1e-3
 """Of a tick: so close to one is at it. Sums of floating-point seconds do not meet exactly."""
 

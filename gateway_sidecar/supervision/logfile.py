@@ -19,11 +19,10 @@ from pathlib import Path
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import open_to_append
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.own_thread import BRIEF_DISK_S, OwnThread
 
-_MOST_READ = 256 * 1024
-_PATIENCE_S = 2.0
-_ROOM_BYTES = 64 * 1024
+_MOST_READ = 256 * 1024  # A choice: of what a child wrote since the last look this much of its end is read.
+_ROOM_BYTES = 64 * 1024  # A disk that has this much room takes a child's first lines.
 
 
 class ChildLog:
@@ -57,7 +56,7 @@ class ChildLog:
         self.trouble = ""
         for place, thread in self._threads.items():
             try:
-                fd, size = await thread.run(partial(_open, place), patience_s=_PATIENCE_S)
+                fd, size = await thread.run(partial(_open, place), patience_s=BRIEF_DISK_S)
             except OSError as error:  # A TimeoutError is one, too.
                 reason = error.strerror or "the file system does not answer"
                 self.trouble = self.trouble or f"cannot write {place}: {reason}"
@@ -92,7 +91,7 @@ class ChildLog:
         if self.file is None:
             return []
         try:
-            return await self._threads[self.file].run(work, patience_s=_PATIENCE_S)
+            return await self._threads[self.file].run(work, patience_s=BRIEF_DISK_S)
         except TimeoutError:
             return []
 

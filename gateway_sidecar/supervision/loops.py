@@ -22,7 +22,10 @@ Loop = Callable[[], Work]
 
 PAUSE_S = 1.0
 """Between a fault and the next try: what fails at once does not take the CPU, and a person notices no pause."""
-_BEAT_S = 1.0
+LOOK_S = 2.0
+"""How often a loop looks for what nothing tells it of. A person who waits for it has patience for that, and a daemon
+without replicas took 0.57 % of a core when loops looked more often, and 0.33 % since (docs/figures.md)."""
+_BEAT_S = 1.0  # A tenth of what makes a loop late (`control/process/watchdog.py`).
 
 
 @dataclass(slots=True, eq=False)

@@ -35,7 +35,7 @@ def collect_seldom() -> None:
     gc.set_threshold(20_000)
 
 
-_ROUTER_SHARE = 0.25
+_ROUTER_SHARE = 0.25  # A choice: during a replacement two routers run, and the daemon and nginx need their part.
 _LEAST_MB = 512
 """On a small machine: a limit that every router exceeds would have it replaced again and again."""
 

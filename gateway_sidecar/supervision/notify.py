@@ -6,7 +6,7 @@ import os
 import socket
 import time
 
-_SPARE_S = 15.0
+_SPARE_S = 15.0  # A choice: for what follows the drain, which is to end routers and nginx within seconds.
 
 
 class SystemdNotifier:

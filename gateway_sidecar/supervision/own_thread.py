@@ -18,6 +18,12 @@ from gateway_sidecar.supervision.awake import within
 
 T = TypeVar("T")
 
+DISK_S = 5.0
+"""Patience with a disk, or another file system, where only its owner waits: half of what makes a loop late
+(`control/process/watchdog.py`). One that is merely slow answers in it; one that hangs shows in `status` after it."""
+BRIEF_DISK_S = 2.0
+"""The same where others wait meanwhile: an nginx or a router that is to start, or the other sockets of a service."""
+
 
 class OwnThread:
     """One daemon thread, begun at first use. It does one piece of work at a time and never has a second one waiting."""

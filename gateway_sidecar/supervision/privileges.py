@@ -8,12 +8,12 @@ import pwd
 from dataclasses import dataclass
 from pathlib import Path
 
-_PR_CAP_AMBIENT = 47
-_PR_CAP_AMBIENT_LOWER = 3
-_PR_SET_KEEPCAPS = 8
-_CAPABILITY_VERSION_3 = 0x20080522
-CAP_NET_BIND_SERVICE, CAP_NET_ADMIN = 10, 12
-_OURS_ALONE, _NOT_FOR_OTHERS = 0o077, 0o027
+_PR_CAP_AMBIENT = 47  # prctl(2), linux/prctl.h
+_PR_CAP_AMBIENT_LOWER = 3  # linux/prctl.h
+_PR_SET_KEEPCAPS = 8  # linux/prctl.h
+_CAPABILITY_VERSION_3 = 0x20080522  # capset(2), linux/capability.h
+CAP_NET_BIND_SERVICE, CAP_NET_ADMIN = 10, 12  # capabilities(7), linux/capability.h
+_OURS_ALONE, _NOT_FOR_OTHERS = 0o077, 0o027  # umask(2): what is taken away
 
 
 def keep_to_ourselves(capability: int) -> None:

@@ -30,10 +30,9 @@ RECENT = 4096
 """A reader that is further behind than so many events has lost some."""
 
 _FIRST = ("timestamp", "level", "event", "service", "replica")
-_MOST_BYTES = 4096
-_MOST_NAMED = 64
-_LONGEST_VALUE = 300
-_LARGEST = 2**63
+_MOST_BYTES = 4096  # With 16,384 events it bounds the journal to 64 MiB; most have some hundred bytes.
+_MOST_NAMED = 64  # A choice: fields of one event, and replicas that one event is about.
+_LARGEST = 2**63  # `orjson` takes no whole number of more than 64 bits.
 _SPARE = 7 / 8
 """Of all that are kept, so many stay when the bound is reached: to look for the longest rings takes a millisecond."""
 
@@ -267,7 +266,7 @@ def _as_large_as_it_is(line: bytes) -> bytes:
 def _shortened(value: object) -> object:
     if value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < _LARGEST):
         return value
-    return printable(str(value), _LONGEST_VALUE)
+    return printable(str(value))
 
 
 JOURNAL = Journal()

@@ -27,8 +27,8 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 _NUMBERS = {**_LEVELS, "warn": logging.WARNING, "critical": logging.CRITICAL}
 _PRIORITIES = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
 _FIRST = ("timestamp", "level", "event")
-_LONGEST_VALUE = 4000
-_LONGEST_RECORD = 2000
+_LONGEST_VALUE = 4000  # Twice a router's message (`LONGEST_MESSAGE`): nothing of it is lost on a console.
+_LONGEST_RECORD = 2000  # As long as a router's message (`LONGEST_MESSAGE`).
 _WITHOUT_LOCALS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 """Variables of a function that failed may hold keys, or what somebody sent us; a log holds neither."""
 

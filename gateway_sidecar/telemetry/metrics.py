@@ -12,6 +12,7 @@ from prometheus_client.process_collector import ProcessCollector
 from gateway_sidecar import __version__
 
 _PROBE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5)
+"""A choice: an engine that is well answers in milliseconds, and 5 s is the time-out by default."""
 _FIRST_TOKEN_BUCKETS = (
     *(0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75),
     *(1, 1.5, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640),
@@ -20,6 +21,7 @@ _FIRST_TOKEN_BUCKETS = (
 _DURATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 1.5, 2.5, 5, 7.5, 10, 15, 20, 30, 45, 60, 120, 240, 480, 960, 1920)
 """About those of vLLM's own `vllm:e2e_request_latency_seconds`."""
 _SERVING_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600)
+"""A choice: from a replica that comes back at once to a large model that is loaded from a slow disk."""
 
 
 class Metrics:

@@ -15,8 +15,8 @@ from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.tunnels.base import TunnelFault, check_files
 
-_ANSWER_S = 10.0
-_MOST_READ = 64 * 1024
+_ANSWER_S = 10.0  # A choice: for a forward, which takes a round trip to the far side.
+_MOST_READ = 64 * 1024  # The end of a log: what the process said last is in a line of it.
 
 
 class AsyncSsh:

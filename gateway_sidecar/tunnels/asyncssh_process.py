@@ -26,7 +26,7 @@ from gateway_sidecar.domain.tunnels import AGENT_OF_ENVIRONMENT, REFUSALS, PathS
 from gateway_sidecar.tunnels.base import TunnelFault
 from gateway_sidecar.tunnels.files import with_cure
 
-_OURS_ALONE = 0o177
+_OURS_ALONE = 0o177  # umask(2): sockets and files are for the daemon's user alone.
 GREETING = b"\n"
 """The greeting of each connection: this process is alive, not just there. OpenSSH's says something of its own."""
 

@@ -18,18 +18,18 @@ from gateway_sidecar.files.replace import open_to_append
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.supervision.loops import LOOK_S
 from gateway_sidecar.supervision.process import Identity, Process, writers_of
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.tunnels.base import SshBackend, TunnelFault, connection_name
 from gateway_sidecar.tunnels.logins import Logins
 
 _BACKOFF = Backoff(0.25, 5.0)
-_STEADY_S = 5.0
-_LOOK_S = 2.0
-_MOST_NAMED = 20
-_UP_POLL_S = 0.02
-_GRACE_S = 3.0
-_MOST_LOG_BYTES = 256 * 1024
+_STEADY_S = 5.0  # As long as the longest pause between tries (`_BACKOFF`): what ends sooner has its pauses grow.
+_MOST_NAMED = 20  # A choice: replicas behind one connection; `status` has all.
+_UP_POLL_S = 0.02  # Next to a login, which takes some round trips, it is little.
+_GRACE_S = 3.0  # A choice: ssh ends at once, but for a far side that does not answer.
+_MOST_LOG_BYTES = 256 * 1024  # A choice: ssh writes some lines for each connection; the end of the file is what counts.
 _ENVIRONMENT = {"SHELL": "/bin/sh"}
 """What ssh gives a ProxyCommand to; the daemon's user may have one that lets nobody in."""
 
@@ -227,7 +227,7 @@ class SshConnection:
             ended = asyncio.create_task(process.wait())
             changed = asyncio.create_task(self._changed.wait())
             try:
-                await asyncio.wait({ended, changed}, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({ended, changed}, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 ended.cancel()
                 changed.cancel()

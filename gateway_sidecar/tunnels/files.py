@@ -17,10 +17,10 @@ from pathlib import Path
 
 from gateway_sidecar.domain.tunnels import AGENT_OF_ENVIRONMENT, PathState, PathStatus, SshServer
 
-_OTHERS = 0o077
+_OTHERS = 0o077  # As ssh has it: a key of one's own that group or others may read is refused.
 _HIDES = ("/home/", "/root/", "/run/user/", "/tmp/")
 _HIDDEN = "; under systemd the daemon sees no /home, /root, /run/user and /tmp"
-_MOST_KEY_BYTES = 64 * 1024
+_MOST_KEY_BYTES = 64 * 1024  # A choice: the longest RSA key, of 16,384 bits, has 13 KB.
 _PRIVATE = re.compile(rb"-----BEGIN ([A-Z0-9 ]*)PRIVATE KEY-----\s(.*?)-----END", re.DOTALL)
 _OPENSSH = b"openssh-key-v1\0"
 _NO_CIPHER = b"\0\0\0\4none"

@@ -26,7 +26,7 @@ from gateway_sidecar.tunnels.connection import SshConnection
 from gateway_sidecar.tunnels.logins import Logins
 from gateway_sidecar.tunnels.openssh import OpenSsh
 
-_CHOICE_HOLDS_S = 5.0
+_CHOICE_HOLDS_S = 5.0  # A choice: all routes share one search for ssh, and one that is installed now is found soon.
 
 
 class Missing:

@@ -22,7 +22,7 @@ _COUNTED_S = 600.0
 _MOST_REFUSED = 3
 """Of the five that fail2ban allows by default (`maxretry`); one more is left to a login that was accepted before."""
 _PAUSE = Backoff(30.0, 300.0, factor=10.0)
-_LOOK_S = 1.0
+_LOOK_S = 1.0  # What ends a pause is another login's success, or its time: fine beside pauses of 30 s and more.
 
 _Place = tuple[tuple[str, int], ...]
 """A far side as its own sshd sees us: the servers on the way to it, and itself."""

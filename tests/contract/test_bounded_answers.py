@@ -164,7 +164,7 @@ def worker(number: int, **further: object) -> dict[str, object]:
 async def test_a_long_list_of_workers_gives_others_their_turn() -> None:
     """Eight thousand ranks would be read in one go of 60 ms and more."""
     runner, url = await served(json.dumps({"workers": [worker(number) for number in range(8000)]}).encode())
-    client = SmgClient(url, "key", timeout_s=60, health={})
+    client = SmgClient(RestApi(url, "key", 60), health={})
     turns = 0
 
     async def count() -> None:
@@ -208,7 +208,7 @@ def test_the_longest_list_of_workers_that_is_read_costs_less_than_50_ms() -> Non
 async def test_an_endless_list_of_workers_is_not_read() -> None:
     """And what a router says of a worker can be shown."""
     runner, url = await served(b'{"workers": [' + b" " * MOST_ANSWER_BYTES + b"]}")
-    client = SmgClient(url, "key", timeout_s=60, health={})
+    client = SmgClient(RestApi(url, "key", 60), health={})
     try:
         with pytest.raises(RouterUnavailable, match="larger than"):
             await client.list_workers()
@@ -217,7 +217,7 @@ async def test_an_endless_list_of_workers_is_not_read() -> None:
         await runner.cleanup()
     told = worker(1, job_status={"status": "failed", "message": "\x1b[2J\n" + "m" * 10_000})
     runner, url = await served(json.dumps({"workers": [told]}).encode())
-    client = SmgClient(url, "key", timeout_s=60, health={})
+    client = SmgClient(RestApi(url, "key", 60), health={})
     try:
         (listed,) = (await client.list_workers()).values()
     finally:
@@ -247,7 +247,7 @@ EVIL = "\x1b[2J\n\x9b31m\u2028" + "e" * 10_000
 async def test_what_a_router_says_of_a_failure_can_be_shown(status: int, answer: str) -> None:
     """It may be an engine's words, or a client's; they reach `status`, the log and whoever called a command."""
     runner, url = await served(answer.encode(), status)
-    client = SmgClient(url, "key", timeout_s=60, health={})
+    client = SmgClient(RestApi(url, "key", 60), health={})
     try:
         with pytest.raises(RouterError) as failed:
             await client.list_workers()

@@ -86,7 +86,7 @@ class HungPattern(SocketPattern):
 
 async def test_many_hung_sources_starve_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More hung file systems than the event loop's pool has threads: another source is as quick as ever."""
-    monkeypatch.setattr("gateway_sidecar.sources.socket_pattern._PATIENCE_S", 0.5)
+    monkeypatch.setattr("gateway_sidecar.sources.socket_pattern.DISK_S", 0.5)
     hung = [HungPattern(f"{tmp_path}/{number}/{{replica}}.sock") for number in range(40)]
     looks = [asyncio.create_task(source.look()) for source in hung]
     while sum(source.looks for source in hung) < len(hung):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gateway_sidecar.domain.model import ConnectionMode, WorkerSpec
 from gateway_sidecar.errors import MetricsError, RouterError
-from gateway_sidecar.routers.http import MetricsPages
+from gateway_sidecar.routers.http import MetricsPages, RestApi
 from gateway_sidecar.routers.smg.client import SmgClient
 from gateway_sidecar.routers.smg.log import read_log_line
 from gateway_sidecar.routers.smg.metrics import read_metrics
@@ -51,7 +51,7 @@ async def _open(directory: Path) -> AsyncIterator[Trial]:
             url = f"http://127.0.0.1:{port}"
             if kind == "metrics":
                 return f"{kind}: {await _read_metrics(pages, reader, url)}"
-            client = SmgClient(url, "key", timeout_s=_PATIENCE_S, health={})
+            client = SmgClient(RestApi(url, "key", _PATIENCE_S), health={})
             try:
                 return f"{kind}: {await _ask(client, source)}"
             finally:

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from gateway_sidecar.control.edge.supervisor import LOOK_S, Supervisor
+from gateway_sidecar.control.edge.supervisor import Supervisor
+from gateway_sidecar.supervision.loops import LOOK_S
 from tests.unit.fake_time import in_fake_time
 
 

@@ -20,8 +20,8 @@ def modules(below: Path = CORE) -> list[Path]:
 
 
 def constructors() -> Iterator[Figure]:
-    """(arguments, class) of every constructor in the core and of what `app` builds; values made of fields aside."""
-    for path in [*modules(), PACKAGE / "app.py"]:
+    """(arguments, class) of every constructor that is written out. Dataclasses, which bundle values, have none."""
+    for path in modules(PACKAGE):
         for node in nodes(path):
             if isinstance(node, ast.ClassDef):
                 for each in node.body:

@@ -31,16 +31,19 @@ from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
-MOST_ENGINES = 16
+MOST_ENGINES = 16  # A choice: of pages of up to 4 MiB that one thread reads, before the next round begins.
 _ROUND_S = 1.0
+"""A choice: an engine that does no work is to be found within seconds. Where pages take long, the next line counts."""
 _ROUND_TAKES = 20
 """A round begins after so many times what the last one took, so that large fleets' pages cost no more of the time."""
 _REST_S = 10.0
 """The pause between rounds while nobody asks anything."""
-_ENGINES_S = 10.0
+_ENGINES_S = 10.0  # Three times in the shortest window (`WINDOWS_S`).
 _LISTEN_S = 1.0
-_PATIENCE_S = 2.0
+"""Four ticks of the daemon's clock: what services and their event sockets have become is seen within it."""
+_PATIENCE_S = 2.0  # A choice: a page that takes longer than two rounds says little of now.
 _PAGE_PATIENCE_S = 8.0
+"""Less than the 10 s that Prometheus waits for a scrape by default: it gets the error, and not silence."""
 _READ_PATIENCE_S = 10.0
 """For a page that was received, and for those of others that are read before it."""
 _UNKNOWN = math.nan

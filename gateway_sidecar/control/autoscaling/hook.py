@@ -24,7 +24,7 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _RETRIES = Backoff(first_s=1.0, most_s=60.0)
-_MOST_SHOWN = 300
+_MOST_SHOWN = 300  # A few lines of a terminal: what a program says last is why it failed.
 
 
 def _always() -> bool:

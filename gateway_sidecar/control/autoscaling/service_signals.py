@@ -37,10 +37,10 @@ from gateway_sidecar.telemetry.metrics import Metrics
 MOST_AGE_S = 15.0
 """A number that was read longer ago says nothing of now."""
 
-_IDLE_WINDOW_S = 30
+_IDLE_WINDOW_S = 30  # The shortest of `WINDOWS_S`: what is idle is known soonest by it.
 _POINT_WINDOW_S = int(EVERY_S) + 1
 """The seconds since the last point, and the one that has just begun."""
-_UNIDENTIFIED_S = 10.0
+_UNIDENTIFIED_S = 10.0  # A choice: an engine that answers is identified in milliseconds; longer, and it may never be.
 _COMING = (ReplicaState.SEEN, ReplicaState.LOADING, ReplicaState.REGISTERING)
 _PAIR = frozenset((WorkerType.PREFILL, WorkerType.DECODE))
 _MISSING_HALF = {Missing.PREFILL: WorkerType.PREFILL, Missing.DECODE: WorkerType.DECODE}

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Hashable
 from functools import partial
 
-_MOST_AT_ONCE = 32
+_MOST_AT_ONCE = 32  # Pages of 4 MiB at the most: 128 MiB at the worst.
 
 
 class SharedReads:

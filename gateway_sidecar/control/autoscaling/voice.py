@@ -43,16 +43,16 @@ from gateway_sidecar.telemetry.logs import get_logger
 
 Measures = Callable[[], tuple[Mapping[str, ServiceSignals], bool]]
 """Service -> its signals at this gateway; and whether the gateway is about to stop."""
-ROUND_S = 2.0
+ROUND_S = 2.0  # As often as other loops look: who scales waits for windows of 30 s and more.
 STALE_S = 30.0
 """A gateway that is alive and tells nothing new for so long has signals that are not known."""
 _TELL_S = 5.0
 """So often signals are told; at once where requests begin or cease to come or to wait. A store keeps what it is told
 until it is compacted, so less is more.
 """
-_TELL_IDLE_S = 10.0
-_GAP_S = 0.25
-_MIND_S = 0.25
+_TELL_IDLE_S = 10.0  # A third of `STALE_S`: two tellings may fail before an idle gateway counts as unknown.
+_GAP_S = 0.25  # A tick of the daemon's clock: a crowd of news is one round.
+_MIND_S = 0.25  # A tick: a hook that a gateway without the voice still has is silenced within it.
 
 
 class ScalingVoice:

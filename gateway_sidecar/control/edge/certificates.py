@@ -16,28 +16,26 @@ from gateway_sidecar.config import AcmeSettings, FrontendSettings
 from gateway_sidecar.control.edge.acme_host import AcmeHost, AcmeServer
 from gateway_sidecar.control.edge.acme_shared import Alone
 from gateway_sidecar.domain.printable import counted, printable
-from gateway_sidecar.domain.renewal import Tries, order_at
+from gateway_sidecar.domain.renewal import DAY_S, Tries, order_at
 from gateway_sidecar.errors import AcmeError, StoreError
 from gateway_sidecar.frontend.acme_state import AcmeState, Held, Wanted
 from gateway_sidecar.frontend.certificate import shown_at, today
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.loops import LOOK_S
+from gateway_sidecar.supervision.own_thread import BRIEF_DISK_S, OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 
 ACME = "acme"
-_LOOK_S = 2.0
-_DISK_S = 2.0
 _ORDER_S = 600.0
 """Longer than any order should take: of all that the server is asked, each answer may take half a minute."""
-_READ_AGAIN_S = 60.0
-_SWEEP_S = 3600.0
+_READ_AGAIN_S = 60.0  # Somebody may have removed what was written; renewal has weeks, so a minute is soon.
+_SWEEP_S = 3600.0  # A choice: what is swept are a few files, and nothing waits for them.
 _ASK_AGAIN_S, _ASK_LEAST_S = 21600.0, 60.0
 """RFC 9773, 4.3: six hours after a failure; between a minute and a day where the server says."""
-_DAY_S = 86400.0
 _CUT_OFF = "the last order did not end, since the daemon did"
 _AWAY = "it is due, and waits: the store that gateways share cannot be read or written"
 
@@ -103,7 +101,7 @@ class Certificates:
         """Runs until cancelled."""
         while True:
             await self.look()
-            await awake.until_set(self._look_now, _LOOK_S)
+            await awake.until_set(self._look_now, LOOK_S)
 
     async def look(self) -> None:
         """Orders what is due. Never raises for what a server says, or a disk."""
@@ -165,7 +163,7 @@ class Certificates:
                 known = await self._read(wanted, known)
             except TimeoutError:
                 self._tell(
-                    f"{self._state.pem(wanted)}: not read within {_DISK_S:g} s; check the disk", Held(), services
+                    f"{self._state.pem(wanted)}: not read within {BRIEF_DISK_S:g} s; check the disk", Held(), services
                 )
                 return
         if known.held.validity is not None and awake.monotonic() >= known.ask_at:
@@ -225,7 +223,7 @@ class Certificates:
             work = partial(self._server.suggested_renewal, settings, self._state.pem(wanted))
             suggested_at, again_s = await self._do(work, patience_s=_ORDER_S)
             known.held = replace(known.held, suggested_at=suggested_at)
-            known.ask_at = awake.monotonic() + min(max(again_s, _ASK_LEAST_S), _DAY_S)
+            known.ask_at = awake.monotonic() + min(max(again_s, _ASK_LEAST_S), DAY_S)
 
     def _can_be_proved(self, wanted: Wanted) -> bool:
         """Whether nginx answers for all names where the ACME server will ask."""
@@ -293,7 +291,7 @@ class Certificates:
                 "acme.issued",
                 services=list(services),
                 names=wanted.names,
-                expires_in_days=round((held.validity.ends_at - self._now()) / _DAY_S, 1),
+                expires_in_days=round((held.validity.ends_at - self._now()) / DAY_S, 1),
                 renewal=shown_at(held.renewal_at),
             )
         for service in services:
@@ -333,7 +331,7 @@ class Certificates:
             gone = await self._do(partial(self._state.sweep, wanted, self._now()))
             await self._shared.drop(gone)
 
-    async def _do(self, work: Callable[[], T], *, patience_s: float = _DISK_S) -> T:
+    async def _do(self, work: Callable[[], T], *, patience_s: float = BRIEF_DISK_S) -> T:
         """In a thread of its own. Raises TimeoutError, and what the work raises."""
         return await self._thread.run(work, patience_s=patience_s)
 

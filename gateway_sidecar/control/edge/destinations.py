@@ -20,9 +20,10 @@ from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.loops import heartbeat
 from gateway_sidecar.supervision.own_thread import OwnThread
 
-_AGAIN_S = 30.0
-_LOOK_S = 5.0
+_AGAIN_S = 30.0  # A choice: one thread looks up all names in turn, and what a name leads to seldom changes.
+_LOOK_S = 5.0  # How soon a host that a reload names is looked up; it beats for the watchdog, too.
 _PATIENCE_S = 5.0
+"""The C library's resolver asks a server once more after 5 s (resolv.conf(5)): by then it is not answering."""
 
 
 def hosts_of(

@@ -16,7 +16,7 @@ from asyncinotify import Inotify, Mask
 
 from gateway_sidecar.config import FrontendSettings, TlsSettings
 from gateway_sidecar.domain.printable import counted
-from gateway_sidecar.domain.renewal import Validity
+from gateway_sidecar.domain.renewal import DAY_S, Validity
 from gateway_sidecar.errors import FrontendError
 from gateway_sidecar.files.replace import is_unfinished
 from gateway_sidecar.frontend.certificate import today
@@ -32,17 +32,16 @@ from gateway_sidecar.frontend.files import (
 from gateway_sidecar.frontend.publish import withdraw_keys, withdraw_pair
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.own_thread import BRIEF_DISK_S, OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 EXPIRY, NAMES, HANGS = "expiry", "names", "disk"
+# inotify(7): whatever may change what stands at a name in a directory.
 _CHANGES = Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.CREATE | Mask.DELETE | Mask.ATTRIB | Mask.ONLYDIR
-_DAY_S = 86400.0
-_AGAIN_S = 60.0
+_AGAIN_S = 60.0  # A choice: a full disk or a wrong clock is mended by a person, in minutes.
 _MOMENT_S = 0.5
 """Whoever replaces two files one after the other has done so by then: it took 8 ms with `mv`."""
-_PATIENCE_S = 2.0
 
 
 @dataclass(slots=True)
@@ -224,10 +223,10 @@ class Frontends:
         again = {part for part in (KEYS, CERTIFICATE, CLIENT_CA) if part in seen.doubts or self._is_due(seen, part)}
         look = partial(seen.files.look, settings, self._now(), again=again)
         try:
-            found = await seen.thread.run(look, patience_s=_PATIENCE_S)
+            found = await seen.thread.run(look, patience_s=BRIEF_DISK_S)
         except TimeoutError:
             paths = ", ".join(str(path) for path in _files([settings]))
-            error = FrontendError([f"{paths}: not read within {_PATIENCE_S:g} s; check the disk"])
+            error = FrontendError([f"{paths}: not read within {BRIEF_DISK_S:g} s; check the disk"])
             self._refuse(service, seen, HANGS, error)
             return
         if HANGS in seen.problems:
@@ -278,7 +277,7 @@ class Frontends:
             seen.validity = Validity(pair.begins_at, pair.expires_at)
             self._metrics.frontend_expiry.labels(service).set(pair.expires_at)
             if pair.is_new:
-                days = round((pair.expires_at - self._now()) / _DAY_S, 1)
+                days = round((pair.expires_at - self._now()) / DAY_S, 1)
                 self._logger.info("frontend.certificate_taken_in", service=service, expires_in_days=days)
         elif pair is not None:
             self._doubt(service, seen, CERTIFICATE, pair)
@@ -296,11 +295,11 @@ class Frontends:
     def _look_at_expiry(self, service: str, tls: TlsSettings, seen: _Seen) -> None:
         if seen.validity is None:
             return
-        left_s, warn_s = seen.validity.ends_at - self._now(), tls.warn_days * _DAY_S
+        left_s, warn_s = seen.validity.ends_at - self._now(), tls.warn_days * DAY_S
         if left_s > (min(warn_s, seen.validity.last_s) if tls.acme else warn_s):
             self._clear(service, seen, EXPIRY)
             return
-        days = left_s / _DAY_S
+        days = left_s / DAY_S
         text = f"{tls.named} expires in {counted(days, 'day')}" if left_s > 0 else f"{tls.named} has expired"
         problem = f"{text}; {'why it is not renewed is said of acme' if tls.acme else 'renew it'}"
         if seen.problems.get(EXPIRY) != problem:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_sidecar.control.edge.supervisor import LOOK_S, QUIET_GAP_S, RETRIES, Supervisor
+from gateway_sidecar.control.edge.supervisor import QUIET_GAP_S, RETRIES, Supervisor
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.key_proxy import Keyed, KeyedNginx
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.loops import beating
+from gateway_sidecar.supervision.loops import LOOK_S, beating
 from gateway_sidecar.supervision.process import Identity
 
 

@@ -13,15 +13,14 @@ from gateway_sidecar.nginx.config import ServiceAddress
 from gateway_sidecar.nginx.dispatch import Dispatch
 from gateway_sidecar.nginx.server import Nginx, stop_orphans
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.loops import beating, cancelled, heartbeat
+from gateway_sidecar.supervision.loops import LOOK_S, beating, cancelled, heartbeat
 from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
-_RETRY_S = 5.0
-_LOOK_S = 2.0
-_MUTE_S = 2.0
-_ASK_GAP_S = 4.0
+_RETRY_S = 5.0  # A choice: an operator mends what nginx refuses, and each try has nginx read all of its configuration.
+_MUTE_S = 2.0  # A choice: nginx answers this without a file or an engine, and is given up only after several times.
+_ASK_GAP_S = 4.0  # With `_MUTE_S` and `_MUTE_TIMES`: an nginx that hangs is started again within half a minute.
 _MUTE_TIMES = 4
 """Whoever counts the times, and not the seconds, does not take a machine that stood still for an nginx that does."""
 _RESTARTS = Backoff(first_s=0.1, most_s=10.0)
@@ -143,7 +142,7 @@ class NginxSupervisor:
         ended = asyncio.create_task(process.wait())
         touched = asyncio.create_task(self._touched.wait())
         try:
-            most_s = awake.to_tick_s(_LOOK_S)
+            most_s = awake.to_tick_s(LOOK_S)
             await asyncio.wait({ended, touched}, timeout=most_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             ended.cancel()

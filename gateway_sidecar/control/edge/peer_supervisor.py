@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from gateway_sidecar.control.edge.supervisor import LOOK_S, QUIET_GAP_S, RETRIES, Supervisor
+from gateway_sidecar.control.edge.supervisor import QUIET_GAP_S, RETRIES, Supervisor
 from gateway_sidecar.domain.claims import Address
 from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.errors import AddressRefused, NginxError
@@ -22,11 +22,11 @@ from gateway_sidecar.nginx.connections import connections_at
 from gateway_sidecar.nginx.peer_proxy import LeftRunning, PeerNginx
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.logfile import ChildLog
-from gateway_sidecar.supervision.loops import beating
+from gateway_sidecar.supervision.loops import LOOK_S, beating
 from gateway_sidecar.telemetry.metrics import Metrics
 
-_RECHECK_S = 5.0
-_AT_ONCE = 8
+_RECHECK_S = 5.0  # A choice: an address that this machine has come to need is given back within it.
+_AT_ONCE = 8  # A plain nginx takes 14 ms to start (docs/figures.md): a crowd leaves the machine to others as well.
 
 
 class Claims(Protocol):

@@ -27,8 +27,8 @@ NEAR = 0.8
 """From this share on a key is near its quota; `share/prometheus/alerts.yaml` has the same."""
 MOST_SERIES = 200
 """Those that have used the largest shares."""
-_PATIENCE_S = 10.0
-_FORGET_S = 5.0
+_PATIENCE_S = 10.0  # A file of keys has up to 64 MiB, and nothing waits for this look.
+_FORGET_S = 5.0  # A removed service's keys leave the metric within seconds.
 
 Series = tuple[str, str, str]
 """A service, a key's name and a bound, as the metric is labelled with them."""

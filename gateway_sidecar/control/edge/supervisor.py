@@ -7,12 +7,11 @@ from collections.abc import Callable
 
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.loops import heartbeat
+from gateway_sidecar.supervision.loops import LOOK_S, heartbeat
 from gateway_sidecar.telemetry.logs import get_logger
 
 RETRIES = Backoff(first_s=0.5, most_s=10.0)
-LOOK_S = 2.0
-QUIET_GAP_S = 0.2
+QUIET_GAP_S = 0.2  # A person notices no less: a crowd of changes costs five rounds a second at the most.
 
 
 class Supervisor:

@@ -36,8 +36,8 @@ _STORE_S = 60.0
 """The thread of an order waits for so long until the store has taken something, or every gateway answers the server."""
 _ALL_S = 10.0
 """A gateway that does not say by then that it answers is slow, or hangs: most likely the server asks another one."""
-_LOOK_S = 0.25
-_TIDY_S = 2.0
+_LOOK_S = 0.25  # A tick of the daemon's clock; what the others say is news, which ends the pause.
+_TIDY_S = 2.0  # As often as other loops look: what is left of an order harms nobody.
 
 
 class FleetAcme:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from gateway_sidecar.control.fleet.membership import Describe, Membership
 from gateway_sidecar.domain.fleet_alike import ALIKE, differences
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.loops import heartbeat
+from gateway_sidecar.supervision.loops import LOOK_S, heartbeat
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.problems import Problem
-
-_LOOK_S = 2.0
 
 
 class Alike:
@@ -28,4 +26,4 @@ class Alike:
             cure = "; give all gateways of the fleet the same" if reason else ""
             if self._problem.set(reason + cure) and reason:
                 self._logger.warning("store.settings_differ", reason=reason)
-            await awake.rest(_LOOK_S)
+            await awake.rest(LOOK_S)

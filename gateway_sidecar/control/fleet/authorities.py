@@ -22,7 +22,7 @@ from gateway_sidecar.errors import StoreConflict, StoreError
 from gateway_sidecar.stores.base import Store
 
 KEY = MESH + "authorities"
-_TRIES = 5
+_TRIES = 5  # As for a PUT: whoever else writes has won once by then.
 
 
 class FleetAuthorities:

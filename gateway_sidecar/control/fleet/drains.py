@@ -33,7 +33,7 @@ from gateway_sidecar.errors import StoreConflict, StoreError
 from gateway_sidecar.sources.entry import RawEntry
 from gateway_sidecar.stores.base import Store
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.loops import beating, heartbeat
+from gateway_sidecar.supervision.loops import LOOK_S, beating, heartbeat
 from gateway_sidecar.telemetry.logs import get_logger
 
 Says = Callable[[str, AskedDrain], DrainSeen]
@@ -42,7 +42,6 @@ Until = Callable[[Callable[[], bool], float], Awaitable[bool]]
 """Whether a condition came to hold within so many seconds (`Service.until`)."""
 _TRIES = 5
 """As for a PUT: whoever else writes has won once by then."""
-_LOOK_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +203,7 @@ class FleetDrains:
                 is_ours = asked.gateway not in names
                 if is_ours and not self._waiting[key] and is_over(key, asked, says(key, asked), others):
                     await beating(self._remove(key, asked))
-            await awake.rest(_LOOK_S)
+            await awake.rest(LOOK_S)
 
     async def _remove(self, key: str, asked: AskedDrain) -> None:
         entry = self._reflector.known.entries.get(DRAINS + key) if self._reflector.known else None

@@ -19,16 +19,15 @@ from gateway_sidecar.frontend.keys import KeyFile
 from gateway_sidecar.frontend.stored_keys import lines_of, read_stored, share_of
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import beating, heartbeat
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.problems import Problem
 
 _HEAD = (
     "# Keys of the store, with this gateway's share of their limits. Change them with `gateway-sidecar key --store`.\n"
 )
-_PATIENCE_S = 5.0
-_AGAIN_S = 2.0
-_FEW = 3
+_AGAIN_S = 2.0  # After a write that failed: as often as other loops look.
+_FEW = 3  # As many as a line of `status` has room for.
 
 
 class FleetKeys:
@@ -102,7 +101,7 @@ class FleetKeys:
     async def _write(self, *, keep: bool = False) -> None:
         text = self._text
         try:
-            await self._thread.run(partial(_put, self.place, text, keep=keep), patience_s=_PATIENCE_S)
+            await self._thread.run(partial(_put, self.place, text, keep=keep), patience_s=DISK_S)
         except OSError as error:  # A TimeoutError is one, too.
             self._trouble = f"{self.place}: {error or 'the disk does not answer'}; the keys before stay in force"
         else:

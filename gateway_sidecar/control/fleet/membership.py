@@ -27,14 +27,14 @@ Describe = Callable[[], Mapping[str, Any]]
 """What the others are told: JSON, beside name and instance."""
 WrittenDown = Callable[[], Awaitable[None]]
 """Returns once what it says of drains outlives this daemon."""
-_RETRY_S = 1.0
+_RETRY_S = 1.0  # A fifth of the shortest lease (`lease_s`, 5 s): it does not end for one try that failed.
 _DRAIN_S = 0.25
 """How often it is looked at what to tell, while a drain is asked for that is not done here."""
 _BUSY_S = 2.0
 """The same, while a port rests that may still be in use here."""
 _TELL_S = 1.0
 """Counts of connections change all the time: they are told this often, and what is safe at once."""
-_SURE_PART = 0.8
+_SURE_PART = 0.8  # The rest is for clocks that do not run alike, and to stop what goes on.
 _SURELY_ENDED = 4
 """After so many times the time of a lease, one that nobody keeps has ended."""
 _GONE_S = 600.0

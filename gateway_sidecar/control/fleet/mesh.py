@@ -27,8 +27,8 @@ from gateway_sidecar.telemetry.logs import get_logger
 
 _TELL_S = 2.0
 """So long a router waits until the others know of its place; then it is started without."""
-_TELL_POLL_S = 0.02
-_REACH_S = 1.0
+_TELL_POLL_S = 0.02  # A hundredth of `_TELL_S`: the router that waits loses no more.
+_REACH_S = 1.0  # A choice: half of `_TELL_S`; routers of one mesh are a network's round trip apart.
 _FORGET_S = 120.0
 """A place whose router did not come is published no longer."""
 

@@ -22,14 +22,13 @@ from gateway_sidecar.errors import StoreConflict, StoreError
 from gateway_sidecar.sources.entry import RawEntry
 from gateway_sidecar.stores.base import Store
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.loops import beating, heartbeat
+from gateway_sidecar.supervision.loops import LOOK_S, beating, heartbeat
 
 Has = Callable[[], Mapping[str, int]]
 """SERVICE/REPLICA -> the port that a replica of the API has here."""
 _PATIENCE_S = 2.0
 """So long a replica waits for a port of the table; then it takes one of this gateway's own."""
-_LOOK_S = 2.0
-_GAP_S = 0.01
+_GAP_S = 0.01  # A crowd of replicas that comes at once is one change of the table.
 _NO_STAY = ""
 """In the place of a stay that was told a port: one that there was not here."""
 
@@ -138,7 +137,7 @@ class FleetPorts:
             if self._reflector.is_up and self._membership.settled.is_set():
                 await beating(self._bring_up_to_date(has))
             await asyncio.sleep(_GAP_S)
-            await awake.until_set(self._due, _LOOK_S)
+            await awake.until_set(self._due, LOOK_S)
 
     async def _bring_up_to_date(self, has: Has) -> None:
         known = self._reflector.known

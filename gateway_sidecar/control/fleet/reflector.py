@@ -70,7 +70,7 @@ LASTING = (REPLICAS, DRAINS, KEYS, CERTIFICATES, ACME, MESH)
 _UPGRADE = "upgrade this gateway"
 _CURE = "`gateway-sidecar store accept` takes the store as it is, `store refill` puts back what this gateway knows"
 
-_LEAST_GAP_S = 0.01
+_LEAST_GAP_S = 0.01  # A crowd of writes is one read: a hundred of them a second at the most.
 _AFTER_FAILURE = Backoff(0.5, 5.0)
 
 

@@ -23,13 +23,12 @@ from gateway_sidecar.errors import StateError, StateInDoubt, StoreConflict, Stor
 from gateway_sidecar.sources.api import same_entry
 from gateway_sidecar.sources.entry import ApiRecord, RawEntry
 from gateway_sidecar.stores.base import Store
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 
 _TRIES = 5
 """Of a PUT that meets others' writes to the same replica: each of them has won once by then."""
-_PATIENCE_S = 5.0
-_RETRY_S = 2.0
+_RETRY_S = 2.0  # As often as other loops look: what was put while this gateway worked alone counts here already.
 
 
 class SharedReplicas:
@@ -76,7 +75,7 @@ class SharedReplicas:
         """Takes up what an earlier daemon knew of the store, and what was put while this gateway worked alone."""
         try:
             read = partial(read_entries, self._local_path)
-            local = await self._thread.run(read, patience_s=_PATIENCE_S)
+            local = await self._thread.run(read, patience_s=DISK_S)
             self._local = {_key(service, id_): it for service, by_id in local.items() for id_, it in by_id.items()}
         except (StateError, TimeoutError) as error:
             self._logger.error("state.unread", reason=str(error) or f"{self._local_path}: the disk does not answer")
@@ -195,7 +194,7 @@ class SharedReplicas:
             del self._local[key]
         empty = partial(write_record, self._local_path, {"replicas": {}, "lost": {}})
         try:
-            await self._thread.run(empty, patience_s=_PATIENCE_S)
+            await self._thread.run(empty, patience_s=DISK_S)
         except (StateError, TimeoutError):
             return False
         self._reflector.look_soon()

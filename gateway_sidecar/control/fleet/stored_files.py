@@ -15,15 +15,14 @@ from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.domain.store_memory import Entry, Snapshot
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import beating, heartbeat
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 from gateway_sidecar.telemetry.problems import Problem
 
 Take = Callable[[Mapping[str, str]], Mapping[str, str]]
 """Has files say what these texts do, by their names; which of them it refuses, and why. Blocks. Raises OSError."""
-_PATIENCE_S = 5.0
-_AGAIN_S = 2.0
-_REFUSED_AGAIN_S = 60.0
-_FEW = 3
+_AGAIN_S = 2.0  # After a write that failed: as often as other loops look.
+_REFUSED_AGAIN_S = 60.0  # A choice: a clock that was wrong, or a disk that was full, is mended in minutes.
+_FEW = 3  # As many as a line of `status` has room for.
 
 
 class StoredFiles:
@@ -91,7 +90,7 @@ class StoredFiles:
         assert self._wanted is not None
         wanted = self._wanted
         try:
-            refused = await self._thread.run(partial(self._take, wanted), patience_s=_PATIENCE_S)
+            refused = await self._thread.run(partial(self._take, wanted), patience_s=DISK_S)
         except OSError as error:  # A TimeoutError is one, too.
             self._tell(f"{error or 'the disk does not answer'}; what was there before stays in force")
             return

@@ -26,17 +26,17 @@ from gateway_sidecar.frontend.certificate import today
 from gateway_sidecar.stores.base import Store
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import beating, heartbeat
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 
 Counts = Callable[[], Collection[str]]
 """The services and shared addresses that count what keys of the store use."""
 ROUND_S = 5.0
+"""A choice: quotas are of days and months, and what a key uses in 5 s at other gateways is little of them."""
 _PART = 0.05
 """So much of the time is spent on it at most: with 10,000 keys the disk takes seconds to say what they have used."""
 _BYTES_PER_S = 16 * 1024
 """A store keeps what it is told until it is compacted."""
-_LEASE_S = 32 * 86400
-_PATIENCE_S = 5.0
+_LEASE_S = 32 * 86400  # A month's use is told for as long as the month may last, and a day longer.
 
 
 class FleetUsage:
@@ -132,7 +132,7 @@ class FleetUsage:
             return
         number = hashlib.sha256(text.encode()).hexdigest()[:16]
         try:
-            await self._thread.run(partial(_put, self._place, f"# {number}\n{text}"), patience_s=_PATIENCE_S)
+            await self._thread.run(partial(_put, self._place, f"# {number}\n{text}"), patience_s=DISK_S)
         except OSError:  # A TimeoutError is one, too.
             return  # It is tried again; nginx goes on with what it read last.
         self._written = text

@@ -17,7 +17,7 @@ from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.telemetry.logs import get_logger
 
-_ASK_GAP_S = 0.05
+_ASK_GAP_S = 0.05  # Requests wait meanwhile: a router that takes connections again has them within it.
 
 
 class HoldPolicy:

@@ -23,7 +23,7 @@ from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
-_MOMENT_S = 0.05
+_MOMENT_S = 0.05  # A choice: a dying router's sockets live on for a moment, and clients hardly notice it.
 _SLOWER = 4
 """A request that is refused again waits so many times longer than before: its tries are few."""
 _MOST_LOST = 1

@@ -19,7 +19,7 @@ from gateway_sidecar.supervision.process import Process, writers_of
 from gateway_sidecar.telemetry.logs import get_logger
 
 _COMMAND = ("sleep", "infinity")
-_GRACE_S = 1.0
+_GRACE_S = 1.0  # It is `sleep`, which ends at once: for a machine under load.
 
 
 class SocketHolder:

@@ -14,17 +14,16 @@ from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.nginx.server import Nginx
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.logfile import ChildLog
-from gateway_sidecar.supervision.loops import heartbeat
+from gateway_sidecar.supervision.loops import LOOK_S, heartbeat
 from gateway_sidecar.supervision.process import rss_bytes
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problem, Problems
 
-_GAP_S = 2.0
 _MOST_LINES = 1000
 """Of one router in one look: 50 ms of work. All of them are in its log."""
-_LINES_AT_ONCE = 50
-_LONGEST_LINE = 1000
+_LINES_AT_ONCE = 50  # With 50 ms for a thousand (`_MOST_LINES`), 2.5 ms until others have their turn.
+_LONGEST_LINE = 1000  # Characters: some lines of a terminal; nginx's own error lines have 2,048 bytes at the most.
 _NO_CERTIFICATE = " realpath() "
 """At each handshake while a frontend has no certificate, which `status` says."""
 
@@ -67,7 +66,7 @@ class ChildLogs:
                 {f"log of router {router.slot}": router.log.trouble for router in processes}
                 | {"log of nginx": self._nginx.log.trouble, "access log": self._nginx.access_log.trouble}
             )
-            await awake.rest(_GAP_S)
+            await awake.rest(LOOK_S)
 
     def _note_logs(self, troubles: Mapping[str, str]) -> None:
         """A child keeps the log that it was started with: it is a problem until the child is started again."""

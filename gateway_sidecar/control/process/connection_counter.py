@@ -17,9 +17,9 @@ from gateway_sidecar.nginx.connections import Place, Sent, bytes_to_routers, con
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import heartbeat
 
-_GAP_S = 0.05
-_REST_S = 1.0
-_MOST_S = 1.0
+_GAP_S = 0.05  # A drain ends so much later than its last connection, at the most.
+_REST_S = 1.0  # The flows of suspects are looked at as often as `traffic_watch.py` looks.
+_MOST_S = 1.0  # However long a count takes, a drain does not wait longer for the next.
 _FLOWS_BYTES = 64
 """More than HTTP/2 sends by itself: a PING and two WINDOW_UPDATE frames have 43 bytes. A token has more."""
 

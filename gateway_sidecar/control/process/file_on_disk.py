@@ -12,11 +12,8 @@ from gateway_sidecar.config import Settings, load_config
 from gateway_sidecar.config.differences import Change, differences
 from gateway_sidecar.errors import ConfigError, KindError
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.loops import heartbeat
-from gateway_sidecar.supervision.own_thread import OwnThread
-
-_LOOK_S = 2.0
-_PATIENCE_S = 5.0
+from gateway_sidecar.supervision.loops import LOOK_S, heartbeat
+from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 
 Verdict = Literal["in force", "differs", "invalid", "unreadable"]
 
@@ -68,14 +65,14 @@ class FileOnDisk:
         while True:
             heartbeat()
             await self.look()
-            await awake.rest(_LOOK_S)
+            await awake.rest(LOOK_S)
 
     async def look(self) -> None:
         """One look. A file that has not changed is not read again, unless other settings are in force now."""
         in_force = self._loaded.settings
         look = partial(_look, self.path, in_force, self._seen)
         try:
-            seen, found = await self._thread.run(look, patience_s=_PATIENCE_S)
+            seen, found = await self._thread.run(look, patience_s=DISK_S)
         except TimeoutError:
             self._seen, self.found = None, OnDisk("unreadable", ("the file system does not answer",))
             return

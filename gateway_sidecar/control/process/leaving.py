@@ -26,8 +26,8 @@ from gateway_sidecar.supervision.loops import heartbeat
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
-_LOOK_S = 0.25
-_REST_S = 5.0
+_LOOK_S = 0.25  # A tick of the daemon's clock: the end of each phase is seen within it.
+_REST_S = 5.0  # What begins a leave touches it; this beats for the watchdog, well within its 10 s.
 _END_S = 5.0
 """Nothing is in flight any more, but a router may have a connection to close."""
 _SEEN_S = 1.0

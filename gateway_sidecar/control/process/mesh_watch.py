@@ -25,8 +25,8 @@ from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import Tasks, beating, heartbeat
 from gateway_sidecar.telemetry.logs import get_logger
 
-_LOOK_S = 3.0
-_PAGE_S = 2.0
+_LOOK_S = 3.0  # A choice: ten looks at a router within `_APART_S` before it is replaced.
+_PAGE_S = 2.0  # As the collector's.
 _APART_S = 30.0
 """So long two routers may not see each other: one that has just joined is found within seconds."""
 _AGAIN = Backoff(first_s=30.0, most_s=3600.0)

@@ -15,12 +15,11 @@ from gateway_sidecar.control.routers.router import RouterState
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.nginx.ready_marks import ReadyMarks
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.loops import heartbeat
+from gateway_sidecar.supervision.loops import LOOK_S, heartbeat
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problem
 
-_LOOK_S = 2.0
 _SOON_S = 0.25
 """While something is not ready: others wait for it."""
 LEAVING = "the gateway is leaving"
@@ -91,7 +90,7 @@ class Readiness:
             heartbeat()
             self._touched.clear()
             self.look()
-            await awake.until_set(self._touched, _LOOK_S if self.ready else _SOON_S)
+            await awake.until_set(self._touched, LOOK_S if self.ready else _SOON_S)
 
     def look(self) -> None:
         """Has nginx say of each what holds now; what nobody knows yet stays as it is."""

@@ -26,10 +26,10 @@ from gateway_sidecar.telemetry.logs import get_logger
 DEFAULT_STOP_S = 30.0
 """What is in flight when everything is taken down may take so long."""
 
-_END_GRACE_S = 2.0
-_POLL_S = 0.1
-_ROUTER_GRACE_S = 0.5
-_NGINX_GRACE_S = 1.0
+_END_GRACE_S = 2.0  # Nobody needs it any more: a process that heeds SIGTERM has ended by then.
+_POLL_S = 0.1  # A person who stops the daemon notices no less.
+_ROUTER_GRACE_S = 0.5  # Nothing is in flight; SMG would go on serving for 5 s after SIGTERM.
+_NGINX_GRACE_S = 1.0  # Nothing is in flight: nginx has only to close its sockets.
 
 
 class Ending(Protocol):

@@ -13,9 +13,9 @@ from gateway_sidecar.engines.progress import read_progress
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import heartbeat
 
-_LOOK_S = 1.0
-_READ_S = 2.0
-_MOST_AT_ONCE = 16
+_LOOK_S = 1.0  # A third of `SUSPECT_S`: silence is noticed when it has lasted that long, and little later.
+_READ_S = 2.0  # As the collector's: an engine whose page takes longer gives no sign of work, either.
+_MOST_AT_ONCE = 16  # As many as the collector reads of one service: pages of 4 MiB at the most.
 
 
 class TrafficWatch:

@@ -10,8 +10,8 @@ from gateway_sidecar.supervision.loops import heartbeat
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.tunnels.fleet import TunnelFleet
 
-_GAP_S = 0.05
-_LOOK_S = 5.0
+_GAP_S = 0.05  # A listing brings a crowd of replicas in milliseconds.
+_LOOK_S = 5.0  # What changes touches it; this is for what was missed, and beats for the watchdog.
 
 
 class TunnelDemand:

@@ -14,7 +14,8 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _STALE_S = 10.0
-_STALLED_S = 2.0
+"""Beside what settings let a loop wait for: twice `DISK_S`, and well within the unit's WatchdogSec (30 s)."""
+_STALLED_S = 2.0  # A choice: clients and engines notice nothing of a second; two are worth a line in the log.
 _STATUS_ROUNDS = 5
 """To count the states of 1,000 replicas takes 0.6 ms."""
 

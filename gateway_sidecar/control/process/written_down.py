@@ -22,7 +22,7 @@ from gateway_sidecar.supervision.process import boot_id
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
-_NOW_S = 1.0
+_NOW_S = 1.0  # Requests wait for the router meanwhile.
 
 
 class WrittenDown:

@@ -26,8 +26,8 @@ _TURN_OF_THE_SILENT_S = 0.5
 """Far more than an answer takes, but a tenth of a time-out: with it some 320 silent ones are asked at the same time."""
 _SENT_AT_ONCE = 1024
 """Questions for health without a task; to send one takes 30 us."""
-_MOMENT_S = 0.1
-_RELIST_S = 30.0
+_MOMENT_S = 0.1  # A fiftieth of the time-out (5 s by default): answers are taken in crowds.
+_RELIST_S = 30.0  # A choice: an adapter that an engine has loaded is routed within it.
 
 
 class Question(Protocol):

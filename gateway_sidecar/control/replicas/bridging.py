@@ -27,7 +27,7 @@ from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
 
 _WAITS = "waits for the port that all gateways use for it"
-_RETRY_S = 1.0
+_RETRY_S = 1.0  # As loops rest after a fault (`PAUSE_S`): a port that others hold becomes free in seconds.
 _RETRY_GAP_S = 0.02
 """However many wait for a port: together they ask 50 times a second for one."""
 

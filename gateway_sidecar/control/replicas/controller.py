@@ -47,7 +47,7 @@ from gateway_sidecar.telemetry.metrics import Metrics
 
 _RECONSIDER_RESCANS = 15
 """To look at a thousand tenures takes 35 ms. What changes says so: this is for what was missed."""
-_LISTEN_S = 0.2
+_LISTEN_S = 0.2  # For conditions that no reconciliation brings about: a person notices no less.
 _STRETCH = 64
 """So many tenures are looked at before others get their turn: about 5 ms of a thousand that came at once."""
 

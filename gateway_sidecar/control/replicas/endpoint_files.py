@@ -23,13 +23,12 @@ from gateway_sidecar.domain.planning import worker_spec
 from gateway_sidecar.files.shared import keep_shared
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import beating, heartbeat
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _LOOK_S = 2.0
 """How soon a file that somebody else changed or removed is written again."""
-_PATIENCE_S = 5.0
 
 
 class EndpointFiles:
@@ -119,7 +118,7 @@ class EndpointFiles:
     async def _keep(self, file: EndpointsSettings, rows: Sequence[FileEndpoint]) -> str:
         """Writes the file, if that is needed; why that failed, empty if it did not."""
         try:
-            written = await self._thread.run(partial(keep_file, self._service, file, rows), patience_s=_PATIENCE_S)
+            written = await self._thread.run(partial(keep_file, self._service, file, rows), patience_s=DISK_S)
         except TimeoutError:
             return f"{file.path}: its disk does not answer"
         except (OSError, LookupError) as error:

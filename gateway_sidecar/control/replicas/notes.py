@@ -22,10 +22,8 @@ from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.files.follow import opened_at
 from gateway_sidecar.files.identity import socket_identity
 from gateway_sidecar.sources.listing import Sighting
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.own_thread import BRIEF_DISK_S, OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
-
-_PATIENCE_S = 2.0
 
 ReadOverrides = Callable[[Path, int], Overrides]
 """Reads a `<replica>.yaml` for a socket of this owner. Raises ConfigError."""
@@ -40,7 +38,7 @@ class Handles:
     """Opens paths in a thread of its own."""
 
     def __init__(
-        self, name: str, *, opened_by: Callable[[Path], int] = open_path, patience_s: float = _PATIENCE_S
+        self, name: str, *, opened_by: Callable[[Path], int] = open_path, patience_s: float = BRIEF_DISK_S
     ) -> None:
         self._thread = OwnThread(f"pins {name}")
         self._open = opened_by
@@ -171,7 +169,7 @@ class NotesReader:
             if sighting.notes is not None:
                 read = partial(self._read_beside, sighting.notes[0], sighting, tenure.handle)
                 # One that hangs was waited for once: others come and go meanwhile.
-                overrides = await self._thread.run(read, patience_s=0.0 if self._thread.hangs else _PATIENCE_S)
+                overrides = await self._thread.run(read, patience_s=0.0 if self._thread.hangs else BRIEF_DISK_S)
         except ConfigError as error:
             overrides, problem = notes.overrides, error.problems[0]
             self._logger.error("replica.notes_refused", replica=tenure.replica, problems=error.problems)

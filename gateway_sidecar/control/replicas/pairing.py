@@ -9,7 +9,7 @@ from gateway_sidecar.domain.model import Registered, WorkerStatus
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
-_PATIENCE_S = 2.0
+_PATIENCE_S = 2.0  # A choice: both halves of a pair that starts are there within it, and nobody is told in vain.
 
 
 class Pairing:

@@ -13,11 +13,11 @@ from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.domain.model import Loading
 from gateway_sidecar.supervision import awake
 
-_GAP_S = 0.4
-_TURN_S = 0.05
+_GAP_S = 0.4  # Up to 20 sockets are asked this often by the prober itself (`Crowd.least_gap_s`).
+_TURN_S = 0.05  # So that a thousand sockets have had their turn after a second.
 _AT_ONCE = 50
 """With the turns: a thousand touches a second, which is 3 % of one CPU."""
-_LATEST = 10
+_LATEST = 10  # A choice: few beside `_AT_ONCE`, and as many as come in the moment between binding and listening.
 
 
 def is_refused(address: str) -> bool:

@@ -14,7 +14,7 @@ from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
-_FEW_NAMES = 5
+_FEW_NAMES = 5  # As many as a line of `status` has room for.
 _TROUBLED = (ReplicaState.UNREACHABLE, ReplicaState.FOREIGN, ReplicaState.DEAD)
 _NAMELESS = (
     "it names no model, so no request for a model reaches it; write `model: NAME` in its .yaml or inventory entry"

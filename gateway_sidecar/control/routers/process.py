@@ -15,7 +15,7 @@ from gateway_sidecar.control.routers.router import Router, RouterState
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.errors import ProcessError, RouterError
 from gateway_sidecar.nginx.server import busy_ports
-from gateway_sidecar.routers.base import MeshMember, RouterClient, RouterPorts, RouterRules, RouterSetup
+from gateway_sidecar.routers.base import USAGE_EXIT, MeshMember, RouterClient, RouterPorts, RouterRules, RouterSetup
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog
@@ -24,12 +24,10 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _RESTARTS = Backoff(first_s=0.2, most_s=30.0)
-_CONNECT_S = 1.0
-_PORTS_PATIENCE_S = 2.0
-_SPAWN_S = 2.0
-_LOOK_AGAIN_S = 1.0
-_USAGE_EXIT = 2
-"""What argparse and clap end with where a program cannot be called like this."""
+_CONNECT_S = 1.0  # On loopback a connection takes microseconds: the router's queue is full, or it hangs.
+_PORTS_PATIENCE_S = 2.0  # A choice: after it, to reload nginx for other ports is the lesser evil.
+_SPAWN_S = 2.0  # The daemon's end, or a reload, waits for it: a program on a disk that hangs is left behind.
+_LOOK_AGAIN_S = 1.0  # Somebody has just installed another program, or is about to; to look is one `stat`.
 _STEADY_S = 60.0  # a router that ran this long starts with a clean record
 
 
@@ -326,7 +324,7 @@ class RouterProcess(Router):
             await self.process.stop(grace_s=0)
         self._failures += 1
         code = self.process.exit_code
-        refused = starting and code == _USAGE_EXIT
+        refused = starting and code == USAGE_EXIT
         last = await self.log.read_tail(5)
         said = self.setup.read_log_line(last[-1]) if starting and last else None
         words = [f"{what}, exit code {code}" if code is not None else what, *([said.message] if said else [])]

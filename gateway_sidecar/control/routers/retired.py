@@ -12,7 +12,7 @@ from gateway_sidecar.supervision.loops import Tasks, cancelled
 from gateway_sidecar.supervision.process import Identity, Process
 from gateway_sidecar.telemetry.logs import get_logger
 
-_GRACE_S = 10.0
+_GRACE_S = 10.0  # SMG serves for 5 s after SIGTERM, then ends by itself; twice that.
 
 
 class RetiredRouters:

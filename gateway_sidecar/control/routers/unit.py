@@ -20,7 +20,7 @@ from gateway_sidecar.supervision.loops import Tasks, run_forever
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
-_AGAIN_S = 0.2
+_AGAIN_S = 0.2  # As the book's pause after a failed list: a router that starts again is there in 0.2 s.
 
 T = TypeVar("T")
 

@@ -25,18 +25,18 @@ from gateway_sidecar.telemetry.metrics import Metrics
 _RETRIES = Backoff(first_s=0.25, most_s=15.0)
 _MOST_OVERDUE_S = 300.0
 """A worker that stays unready however often it is registered: SMG may load a tokenizer for minutes."""
-_FEW = 8
-_LEAST_POLL_S = 0.005
+_FEW = 8  # A choice: so many are asked for by name, one after the other; for more, the list.
+_LEAST_POLL_S = 0.005  # SMG has a worker ready some 19 ms after it was told: that is seen within a quarter of it.
 _PAUSE_FOR_EACH = 3.0
 """Between two lists, times what the first took: a list of hundreds keeps the router and us busy, and little is news."""
 _MOST_PAUSE_S = 0.2
 """So long that pause is at the most if something was told to the router meanwhile: its list may be slow, and short.
 Where few are awaited they are asked for by name, at once."""
-_PATIENCE_S = 1.0
+_PATIENCE_S = 1.0  # SMG adds a hundred workers in 1.3 s: for about so long one may be missing from its list.
 _NAMED = 2
 """Workers asked for by name after a list, in turn: the router takes seconds to add a crowd, and lists none of it."""
-_AT_ONCE = 32
-_OVERDUE_S = 1.0
+_AT_ONCE = 32  # SMG takes some 12 ms for each of a crowd: more at once would only wait there.
+_OVERDUE_S = 1.0  # Requests wait from then on; the router is given up later (`api_timeout_s`).
 
 
 @dataclass(slots=True)

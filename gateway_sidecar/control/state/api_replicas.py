@@ -22,13 +22,12 @@ from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import StateError, StoreFull
 from gateway_sidecar.sources.api import same_entry
 from gateway_sidecar.sources.entry import ApiRecord, RawEntry
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.loops import PAUSE_S
+from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problems
 
-_PATIENCE_S = 5.0
-_RETRY_S = 1.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Content = dict[str, object]
@@ -105,7 +104,7 @@ class ApiReplicas:
     async def run(self) -> None:
         """Runs until cancelled."""
         while self._unread is not None:
-            await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(PAUSE_S)
             await self._load()
         await self._supervisor.run()
 
@@ -179,7 +178,7 @@ class ApiReplicas:
                 self._note_unread(f"{error}; replicas that were put over the API stay as they are")
                 return
             try:
-                self._aside = await self._thread.run(partial(_put_aside, path), patience_s=_PATIENCE_S)
+                self._aside = await self._thread.run(partial(_put_aside, path), patience_s=DISK_S)
             except OSError as trouble:
                 self._note_unread(f"{error}, and cannot be put aside: {trouble.strerror or trouble}")
                 return

@@ -15,19 +15,19 @@ from pathlib import Path
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import open_to_append, replace_file
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.loops import PAUSE_S
+from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 from gateway_sidecar.telemetry.journal import Entry, Journal
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problem
 
-_GAP_S = 0.2
-_RETRY_S = 1.0
-_IDLE_S = 5.0
-_PATIENCE_S = 5.0
+_GAP_S = 0.2  # Events of a moment are one write: a daemon that is killed loses so much at the most.
+_IDLE_S = 5.0  # News ends the pause; this beats for the watchdog.
 _LEAST_BYTES = 1024 * 1024
 """A file that is smaller is only appended to."""
 _MOST_BYTES = 64 * 1024 * 1024
+"""All events that are kept take some 14 MB (`telemetry/journal.py`): a file beyond this is not ours."""
 
 
 class EventFile:
@@ -51,8 +51,8 @@ class EventFile:
         In the file's thread: 16,384 events take 0.4 s, and nothing that begins needs them.
         """
         try:
-            lines = await self._thread.run(partial(_read, self._path), patience_s=_PATIENCE_S)
-            await self._thread.run(partial(self._journal.restore, lines), patience_s=_PATIENCE_S)
+            lines = await self._thread.run(partial(_read, self._path), patience_s=DISK_S)
+            await self._thread.run(partial(self._journal.restore, lines), patience_s=DISK_S)
         except (OSError, TimeoutError) as error:
             self._logger.warning("state.ignored", reason=f"cannot read {self._path}: {_why(error)}")
         self._is_loaded = True
@@ -73,7 +73,7 @@ class EventFile:
                 if self._journal.last <= self._written:
                     await awake.until_set(self._news, _IDLE_S)
                 self._news.clear()
-                await asyncio.sleep(_GAP_S if await self.write() else _RETRY_S)
+                await asyncio.sleep(_GAP_S if await self.write() else PAUSE_S)
         finally:
             self._journal.unlisten(tell)
 
@@ -91,7 +91,7 @@ class EventFile:
             return True
         write = _replace if anew else _append
         try:
-            self._bytes = await self._thread.run(partial(write, self._path, entries), patience_s=_PATIENCE_S)
+            self._bytes = await self._thread.run(partial(write, self._path, entries), patience_s=DISK_S)
         except (OSError, TimeoutError) as error:
             self._most_bytes = 0  # Half a line may stand at its end: it is written anew.
             self._up.set(0)

@@ -79,8 +79,8 @@ _RESTING = TypeAdapter(list[tuple[int, FiniteFloat, str]])
 _TOLD = TypeAdapter(dict[str, tuple[_Port, str]])
 _FORGOTTEN_S = 600.0
 """systemd starts a daemon again within two minutes. Who comes later was started by somebody: for another purpose."""
-_VERSION = 1
-_MOST_BYTES = 64 * 1024 * 1024
+_VERSION = 1  # Of the records' form; one of another form is not read.
+_MOST_BYTES = 64 * 1024 * 1024  # A bound for what somebody else may have put there.
 
 
 def write_record(path: Path, content: Mapping[str, object]) -> None:

@@ -18,11 +18,11 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problem
 
-EVERY_S = 10.0
+EVERY_S = 10.0  # nginx counts in files that outlive it, so nothing is lost in between; figures are of hours and days.
 MOST_SERIES = 200
 """With labels of their own: 1,400 lines of the page."""
-_PATIENCE_S = 10.0
-_LAST_S = 2.0
+_PATIENCE_S = 10.0  # A look over a month of 10,000 keys takes seconds (`quotas.py`), and no request waits for it.
+_LAST_S = 2.0  # The end of the daemon waits for it; what is not taken in now the next daemon takes in.
 
 T = TypeVar("T")
 

@@ -14,16 +14,15 @@ from typing import Any
 from gateway_sidecar.control.state import records
 from gateway_sidecar.errors import StateError
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.loops import PAUSE_S
+from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problem
 
-_GAP_S = 0.2
-_RETRY_S = 1.0
-_LOOK_S = 5.0
-_ANEW_S = 60.0
-_PATIENCE_S = 5.0
+_GAP_S = 0.2  # Changes of a moment are one write.
+_LOOK_S = 5.0  # A choice: a record that somebody removed is missed at the next start, not before.
+_ANEW_S = 60.0  # A choice: a disk that has become full or read-only is told of a minute later at the most.
 
 
 class Record:
@@ -38,7 +37,7 @@ class Record:
     async def read(self) -> dict[str, Any]:
         """What was written; empty if there is none. Raises StateError."""
         try:
-            return await self._thread.run(partial(records.read_record, self.path), patience_s=_PATIENCE_S)
+            return await self._thread.run(partial(records.read_record, self.path), patience_s=DISK_S)
         except TimeoutError as error:
             raise StateError(f"cannot read {self.path}: the file system does not answer") from error
 
@@ -47,14 +46,14 @@ class Record:
         # Taken in one go, here; only the writing happens in the thread.
         write = partial(records.write_record, self.path, self.content() if content is None else content)
         try:
-            await self._thread.run(write, patience_s=_PATIENCE_S)
+            await self._thread.run(write, patience_s=DISK_S)
         except TimeoutError:
             raise StateError(f"cannot write {self.path}: the file system does not answer") from None
 
     async def is_there(self) -> bool:
         """Whether the file is still there; True if that cannot be seen."""
         try:
-            return await self._thread.run(self.path.exists, patience_s=_PATIENCE_S)
+            return await self._thread.run(self.path.exists, patience_s=DISK_S)
         except OSError:
             return True
 
@@ -83,7 +82,7 @@ class RecordWriter:
             self._dirty.clear()
             if not await self.write():
                 self._dirty.set()
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(PAUSE_S)
             await asyncio.sleep(_GAP_S)
 
     async def flush(self) -> None:

@@ -37,7 +37,7 @@ from gateway_sidecar.supervision.process import Identity, Process
 
 _MOST_ANSWER_BYTES = 16 * 1024 * 1024
 """Some 300 bytes of each instance."""
-_LAST_WORDS_BYTES = 2000
+_LAST_WORDS_BYTES = 2000  # As long as a router's message (`LONGEST_MESSAGE`): the end of a traceback.
 
 
 class DynamoClient:

@@ -17,7 +17,7 @@ from gateway_sidecar.routers.smg.setup import find_smg, launch_command
 _TESTED = Measured("1.13", "1.14")
 """1.13.0, and its later builds on PyPI (`tokenspeed-smg`)."""
 _USABLE = Measured("1.13", "2")
-_VERSION_S = 30
+_VERSION_S = 30  # As `_PARSE_S`: it takes a second to be imported on a machine that is at leisure.
 _SHOWN = "smg 1.13"
 _VERSION = re.compile(r"\b[0-9]{1,4}\.[0-9]{1,4}\b")
 

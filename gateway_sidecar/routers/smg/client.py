@@ -38,6 +38,7 @@ from gateway_sidecar.supervision import awake
 _ROWS_AT_ONCE = 500
 """A list of thousands is read in parts of 5 ms, so that others have their turn."""
 _CONNECTION_ATTEMPTS = 3
+"""SMG's own default, 20, leaves what does not answer pending for a long time; an engine has just been probed."""
 _ENGINES = frozenset({"sglang", "vllm", "trtllm", "mlx", "tokenspeed"})
 """The engines that SMG has a name for."""
 _GENERIC = "generic"
@@ -46,8 +47,8 @@ _NAMELESS = "unknown"
 """The model of a worker that names none. No request for a model reaches it."""
 _MODES = {mode.value: mode for mode in ConnectionMode}
 _ID_IN_TEXT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_PATIENCE_S = 5.0
-_CLAIM_POLL_S = 0.02
+_PATIENCE_S = 5.0  # SMG has a worker, or what was changed of one, after some 20 ms; a crowd of a hundred after 1.3 s.
+_CLAIM_POLL_S = 0.02  # As long as SMG takes for one worker (19 ms).
 _LEAST_READY_FIRST = (
     WorkerStatus.FAILED,
     WorkerStatus.DRAINING,
@@ -74,10 +75,8 @@ class SmgClient:
 
     def __init__(
         self,
-        url: str,
-        key: str,
+        api: RestApi,
         *,
-        timeout_s: float,
         health: Mapping[str, int],
         loads_tokenizers: bool = True,
         bridge_key: str = "",
@@ -85,7 +84,7 @@ class SmgClient:
     ) -> None:
         self._in_mesh = in_mesh
         self._imports: set[str] = set()
-        self._api = RestApi(url, key, timeout_s)
+        self._api = api
         self._bridge_key = bridge_key
         self._health = dict(health)
         self._loads_tokenizers = loads_tokenizers

@@ -10,6 +10,7 @@ from typing import ClassVar
 from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerType
 from gateway_sidecar.routers import pairing
 from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts, RouterReading, RouterSetup, find_program
+from gateway_sidecar.routers.http import RestApi
 from gateway_sidecar.routers.program import keeping_secret
 from gateway_sidecar.routers.smg import mesh
 from gateway_sidecar.routers.smg.client import InMesh, SmgClient
@@ -93,9 +94,7 @@ class SmgSetup(RouterSetup):
 
     def client(self, ports: RouterPorts, key: str) -> SmgClient:
         return SmgClient(
-            ports.url,
-            key,
-            timeout_s=self.settings.api_timeout_s,
+            RestApi(ports.url, key, self.settings.api_timeout_s),
             health=self.health,
             bridge_key=self.bridge_key,
             loads_tokenizers=not any(word.partition("=")[0] in _OWN_TOKENIZER for word in self.settings.args),

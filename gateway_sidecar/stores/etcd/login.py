@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from gateway_sidecar.errors import StoreDenied
-from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 
-_PATIENCE_S = 5.0
-_MOST_BYTES = 4096
+_MOST_BYTES = 4096  # A password's file: more than any password, and of a wrong file no more than this.
 
 
 class Login:
@@ -36,7 +35,7 @@ class Login:
         assert self._file is not None
         path = Path(self._file)
         try:
-            raw = await self._thread.run(path.read_bytes, patience_s=_PATIENCE_S)
+            raw = await self._thread.run(path.read_bytes, patience_s=DISK_S)
         except OSError as error:  # TimeoutError is one.
             why = error.strerror or "the file system does not answer"
             raise StoreDenied(f"store.etcd.password_file: cannot read {path}: {why}") from error

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from gateway_sidecar.errors import StoreDenied
 from gateway_sidecar.stores.etcd.settings import EtcdTlsSettings
-from gateway_sidecar.supervision.own_thread import OwnThread
-
-_PATIENCE_S = 5.0
+from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 
 
 class TlsFiles:
@@ -23,7 +21,7 @@ class TlsFiles:
     async def context(self) -> ssl.SSLContext:
         """One context for as long as the files are the same. Raises StoreDenied if they cannot be used."""
         try:
-            return await self._thread.run(self._context, patience_s=_PATIENCE_S)
+            return await self._thread.run(self._context, patience_s=DISK_S)
         except TimeoutError as error:
             raise StoreDenied("store.etcd.tls: the file system of its files does not answer") from error
 

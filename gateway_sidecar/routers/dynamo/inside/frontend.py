@@ -22,8 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 CHECK = "--check"
-NO_DYNAMO, USAGE = 3, 2
-_EVERY_S = 1.0
+NO_DYNAMO, USAGE = 3, 2  # 2 is what `argparse` ends with, and 1 an error of Python's.
+_EVERY_S = 1.0  # A tenth of what Dynamo lets an entry be (`FRESH_S`, 10 s).
 
 
 def _keep_up(keep_up: Callable[[Path], None], directory: Path) -> None:

@@ -26,7 +26,7 @@ KEY_VARIABLE = "GATEWAY_SIDECAR_BRIDGE_KEY"
 MODE_VARIABLE = "GATEWAY_SIDECAR_SHIM_MODE"
 """How the frontend is to choose among shims (a name of `RouterMode`), where its own way cannot; else empty."""
 ENDPOINT = "gateway.shim.generate"
-_LOOK_S = 0.5
+_LOOK_S = 0.5  # A choice: with `_REFUSALS` a dead engine is out within two seconds; to look costs a `stat`.
 _ENGINE_LOOK_S = 30.0
 """Between two looks at an engine that gives no cause for one. The daemon finds a dead one in a second; this is for when
 there is no daemon."""
@@ -44,7 +44,8 @@ _ORPHAN_S = 10.0
 _MOST_LOG_BYTES = 1024 * 1024
 """Each request that fails leaves a traceback there."""
 _LONGEST_LINE = 8 * 1024 * 1024
-_LONGEST_ERROR = 8000
+"""A choice: one event of a stream may carry an image or log probabilities; beyond it, it is an error."""
+_LONGEST_ERROR = 8000  # Bytes of an engine's refusal that a client is told.
 _PLAIN = re.compile(r"[!-~][ -~]{0,500}")
 
 
