@@ -127,7 +127,8 @@ async def running_gateway(
     gateway = Gateway(
         base=BASE,
         log={"format": "json", "level": "info"},
-        bridges={"ports": f"{first}-{first + bridges - 1}", "nginx_workers": nginx_workers},
+        nginx={"workers": nginx_workers},
+        bridges={"ports": f"{first}-{first + bridges - 1}"},
     )
     gateway.module = module
     if settle_s is not None:

@@ -142,7 +142,7 @@ async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Fi
     findings += await asyncio.to_thread(lambda: list(acme_findings(settings)))
     findings += root_findings()
     findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
-    findings += room_for_bodies(settings.state_dir, settings.bridges.max_bodies_mb)
+    findings += room_for_bodies(settings.state_dir, settings.nginx.max_bodies_mb)
     findings += await asyncio.to_thread(_access_log, settings)
     stored = stored_keys_in(settings.state_dir)
     for address in settings.addresses:
@@ -187,9 +187,9 @@ def _advice(settings: Settings) -> list[str]:
 
 async def _nginx(settings: Settings) -> list[Finding]:
     try:
-        program = await find_nginx(settings.bridges.nginx)
+        program = await find_nginx(settings.nginx.command)
     except NginxError as error:
-        return [Finding(Level.FAIL, f"bridges.nginx: {error}")]
+        return [Finding(Level.FAIL, f"nginx.command: {error}")]
     module = f"stream module {program.stream_module}" if program.stream_module else "stream built in"
     found = [Finding(Level.OK, f"nginx {program.version} at {program.path}, {module}")]
     found += [Finding(Level.WARN, text) for text in unguarded(program, settings)]
@@ -563,7 +563,7 @@ def room_for_bodies(state_dir: Path, most_mb: int) -> list[Finding]:
         return []
     text = (
         f"state_dir: {free_mb} MiB are free at {nearest}, and request bodies may take {most_mb}; set"
-        " bridges.max_bodies_mb lower, or give it more room"
+        " nginx.max_bodies_mb lower, or give it more room"
     )
     return [Finding(Level.WARN, text)]
 

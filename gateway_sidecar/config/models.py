@@ -168,7 +168,7 @@ class AdminSettings(Part):
 
 
 class BridgeSettings(Part):
-    """The nginx that leads from TCP ports to replica sockets, and from service addresses to routers."""
+    """The TCP ports that lead to replica sockets: a router's workers."""
 
     host: BridgeHostValue = Field(
         default="127.0.0.1",
@@ -200,12 +200,17 @@ class BridgeSettings(Part):
         " The services share the range in equal parts. Keep the range out of the kernel's ephemeral ports.",
         examples=["24001-24999"],
     )
-    nginx: CommandValue = Field(
+
+
+class NginxProgramSettings(Part):
+    """The nginx that leads from bridges to replica sockets, and from service addresses to routers."""
+
+    command: CommandValue = Field(
         default="nginx",
         description="The nginx program: a name in PATH or an absolute path.",
         examples=["nginx"],
     )
-    nginx_workers: Literal["auto"] | int = Field(
+    workers: Literal["auto"] | int = Field(
         default="auto",
         description="The number of nginx's worker processes. `auto` is one for each CPU that the daemon may use by"
         " affinity and control groups, and 16 at most.",
@@ -219,7 +224,7 @@ class BridgeSettings(Part):
         " flight. Together they may take this much room. A request whose body would exceed it gets 429.",
     )
 
-    @field_validator("nginx_workers", mode="before")
+    @field_validator("workers", mode="before")
     @classmethod
     def _workers(cls, value: object) -> object:
         if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 256):
@@ -463,6 +468,7 @@ class Settings(Part):
         2.0, 0.2, 60, "Every socket pattern is listed again this often, whatever inotify reports or misses."
     )
     leave: LeaveSettings = LeaveSettings()
+    nginx: NginxProgramSettings = NginxProgramSettings()
     bridges: BridgeSettings = BridgeSettings()
     peers: PeersSettings = PeersSettings()
     router_ports: PortsValue = Field(

@@ -127,6 +127,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         *("state_dir", "run_dir", "log.", "access_log.", "usage.", "metrics.", "admin.", "acme.", "store."),
         *("rescan_interval_s", "leave."),
     ),
+    "settings of nginx": ("nginx.",),
     "settings of bridges": ("bridges.", "router_ports", "peers."),
     "settings of services": tuple(f"services[].{name}" for name in ("name", "listen", "replicas.", "engine")),
     "settings of routers": ("services[].router.",),

@@ -293,7 +293,7 @@ async def in_force(gateway: Gateway, service: str = "chat") -> float:
 async def test_a_reload_that_nginx_refuses_is_no_success(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """It cannot make its directories: keys are not in force, and everybody says so until they are."""
     gateway = make_gateway()
-    gateway.settings["bridges"]["nginx"] = str(lenient_nginx(gateway.directory))
+    gateway.settings["nginx"]["command"] = str(lenient_nginx(gateway.directory))
     gateway.settings["services"][0]["frontend"] = {}
     await gateway.start()
     await engine(gateway.socket("r1"))
@@ -468,7 +468,7 @@ async def test_nginx_is_back_as_soon_as_its_file_is_repaired(make_gateway: MakeG
     works = '#!/bin/sh\nexec /usr/sbin/nginx "$@"\n'
     program.write_text(works)
     program.chmod(0o755)
-    gateway.settings["bridges"]["nginx"] = str(program)
+    gateway.settings["nginx"]["command"] = str(program)
     await gateway.start()
     program.write_text('#!/bin/sh\n[ "$1" = -V ] && exec /usr/sbin/nginx -V\nexit 1\n')
     os.kill((await gateway.status())["nginx"]["pid"], 9)

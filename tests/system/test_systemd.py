@@ -26,7 +26,8 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 CONFIG = {
     "log": {"format": "json"},
-    "bridges": {"ports": "24001-24040", "nginx_workers": 1},
+    "nginx": {"workers": 1},
+    "bridges": {"ports": "24001-24040"},
     "rescan_interval_s": 0.5,
     "services": [
         {

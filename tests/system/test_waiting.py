@@ -181,8 +181,8 @@ async def test_daemon_that_cannot_start_leaves_the_door_as_it_was(
 ) -> None:
     """Nobody holds one where nothing had begun; who waits at an earlier daemon's goes on waiting."""
     gateway = make_gateway()
-    works = dict(gateway.settings["bridges"])
-    gateway.settings["bridges"] = works | {"nginx": "/nowhere/nginx"}
+    works = dict(gateway.settings["nginx"])
+    gateway.settings["nginx"] = works | {"command": "/nowhere/nginx"}
     await gateway.start(ready=False)
     assert gateway.process is not None
     assert await gateway.process.wait() == 1
@@ -190,7 +190,7 @@ async def test_daemon_that_cannot_start_leaves_the_door_as_it_was(
     assert "/nowhere/nginx" in failed["reason"]
     assert holders(gateway) == []
 
-    gateway.settings["bridges"] = works
+    gateway.settings["nginx"] = works
     await lose_router(gateway, engine)
     async with aiohttp.ClientSession() as session:
         waiting = asyncio.create_task(post(session, gateway))

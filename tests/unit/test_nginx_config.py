@@ -136,7 +136,7 @@ def test_bodies_that_could_fill_the_disk_are_told_of(tmp_path: Path) -> None:
     """`check` says what to set."""
     assert room_for_bodies(tmp_path / "not" / "made", 1) == []
     (finding,) = room_for_bodies(tmp_path / "not" / "made", 1 << 40)
-    assert "bridges.max_bodies_mb lower" in finding.text
+    assert "nginx.max_bodies_mb lower" in finding.text
 
 
 def test_a_router_with_a_full_queue_is_tried_again_by_the_kernel() -> None:
