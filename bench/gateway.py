@@ -120,7 +120,7 @@ async def running_gateway(
 ) -> AsyncIterator[Ours]:
     """A gateway with the default settings but for the ports, which waits `settle_s` after a worker is taken out.
 
-    hold: settings of the waiting room. router, command: its kind and its program; `workers` is for SMG alone. engine:
+    hold: its settings. router, command: its kind and its program; `workers` is for SMG alone. engine:
         what replicas are. module: what is run in the daemon's place.
     """
     first = free_ports(bridges)

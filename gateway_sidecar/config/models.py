@@ -382,7 +382,7 @@ class LeaveSettings(Part):
 
 
 class HoldSettings(Part):
-    """The waiting room: requests that come while the router is away, or no replica serves, wait and then go on."""
+    """The hold: requests that come while the router is away, or no replica serves, wait and then go on."""
 
     timeout_s: float = _number(
         30.0, 0, 3600, "A request waits this long for a router. Then it gets 503 with Retry-After."

@@ -281,7 +281,7 @@ class Nginx:
         return [url for url in urls if url.partition("://")[2] not in known]
 
     def close_gate(self, service: str) -> None:
-        """From now on the service's new requests go to the waiting room."""
+        """From now on the service's new requests go to the hold."""
         (self.gates / service).touch()
 
     def open_gate(self, service: str) -> None:
@@ -289,7 +289,7 @@ class Nginx:
         (self.gates / service).unlink(missing_ok=True)
 
     def is_closed(self, service: str) -> bool:
-        """Whether the service's new requests go to the waiting room."""
+        """Whether the service's new requests go to the hold."""
         return (self.gates / service).exists()
 
     def mark_asleep(self, service: str, *, asleep: bool) -> None:
@@ -644,7 +644,7 @@ class Nginx:
             directory=self._directory,
             temp=self._temp,
             gates=self.gates,
-            waiting_room=self._settings.run_dir / "hold.sock",
+            hold_socket=self._settings.run_dir / "hold.sock",
             log=self.log.file or Path(os.devnull),
             worker_processes=self._settings.worker_processes,
             capacity=capacity,

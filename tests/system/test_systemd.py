@@ -176,7 +176,7 @@ async def test_daemon_comes_and_goes_under_systemd_and_nobody_notices(
 
 
 async def test_request_waits_while_systemd_restarts_the_daemon(machine: SystemdMachine, engine: StartEngine) -> None:
-    """Under the unit's own sandbox the waiting room's door stays open as well."""
+    """Under the unit's own sandbox the hold's socket stays open as well."""
     await machine.install(CONFIG, f"WatchdogSec={WATCHDOG_S}")
     socket = machine.root / "run/replicas/chat/r1.sock"
     socket.parent.mkdir()

@@ -104,7 +104,7 @@ async def test_requests_wait_for_the_router_and_then_succeed(make_gateway: MakeG
     assert here.ledger.received == 51, "each was sent once"
 
 
-async def test_requests_go_on_waiting_while_the_waiting_rooms_socket_is_gone(
+async def test_requests_go_on_waiting_while_the_holds_socket_is_gone(
     make_gateway: MakeGateway, engine: StartEngine
 ) -> None:
     """Those that wait stay, and after a moment others can come."""
@@ -217,7 +217,7 @@ def are_waiting(count: int, status: Status) -> bool:
 
 
 def holders(gateway: Gateway) -> list[int]:
-    """The processes that hold the waiting room's door open while there is no daemon."""
+    """The processes that keep the hold's socket open while there is no daemon."""
     return [identity.pid for identity in writers_of(gateway.directory / "run" / "log" / "hold.log")]
 
 

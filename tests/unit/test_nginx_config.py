@@ -54,7 +54,7 @@ def config(**changes: object) -> str:
         "directory": Path("/run/g/nginx"),
         "temp": Path("/var/lib/g/nginx-temp"),
         "gates": Path("/run/g/gates"),
-        "waiting_room": Path("/run/g/hold.sock"),
+        "hold_socket": Path("/run/g/hold.sock"),
         "log": Path("/var/lib/g/nginx.log"),
         "worker_processes": "2",
         "capacity": Capacity.within(65536, 1000),

@@ -71,7 +71,7 @@ def served(auth: dict[str, Any], *, lua: bool) -> NginxConfig:
     return NginxConfig(
         host="127.0.0.1", grpc_host="127.0.0.2", first_port=24001, last_port=24099, bridge_key="k" * 32,
         bridge_rules=MORE, links=Path("/run/g/bridges"), directory=Path("/run/g/nginx"),
-        temp=Path("/var/lib/g/temp"), gates=Path("/run/g/gates"), waiting_room=Path("/run/g/hold.sock"),
+        temp=Path("/var/lib/g/temp"), gates=Path("/run/g/gates"), hold_socket=Path("/run/g/hold.sock"),
         log=Path("/var/lib/g/nginx.log"), worker_processes="auto", capacity=Capacity.within(65536, 200),
         services=(replace(CHAT, frontend=frontend(auth), client_ca="ab" * 8),),
         stream_module=Path("/m/stream.so"), user=("www", "www"), frontends=FrontendPlaces(Path("/run/g/frontends")),

@@ -27,7 +27,7 @@ class LeftRunning:
     nginx: its master, or the dead master of workers that still run.
     routers: process -> slot. ports: where those listen, as far as that was written down.
     small: the nginx of advertised addresses and of API keys.
-    links: SSH connections. holders: what holds the waiting room's socket.
+    links: SSH connections. holders: what keeps the hold's socket open.
     leaves: the phase in which the gateway was leaving, if the next daemon is to go on with that.
     """
 
