@@ -614,7 +614,7 @@ class Nginx:
 
     async def _configuration(self, services: Sequence[ServiceAddress]) -> Rendered:
         """In a thread: with hundreds of services it takes a tenth of a second."""
-        await self.access_log.want(wanted=any(it.frontend.access_log != "off" for it in services))
+        await self.access_log.switch(on=any(it.frontend.access_log != "off" for it in services))
         self._logs_to = self.access_log.target
         return await asyncio.to_thread(self._config(services).rendered)
 
