@@ -283,21 +283,21 @@ def _frontend(name: str, frontend: FrontendSettings, stored: Path) -> Iterator[F
             yield from (Finding(Level.FAIL, f"{name}: {problem}") for problem in error.problems)
     if frontend.tls.acme:
         return
-    if frontend.tls.store is not None and not frontend.tls.pair[0].exists():
+    if frontend.tls.store is not None and not frontend.tls.certificate_files[0].exists():
         yield Finding(Level.OK, f"{name}: {frontend.tls.named}, which this gateway has not read yet")
         return
-    certificate, key = frontend.tls.pair
+    certificate, key = frontend.tls.certificate_files
     try:
-        pair = read_certificate(certificate, key, today())
+        found = read_certificate(certificate, key, today())
     except FrontendError as error:
         yield from (Finding(Level.FAIL, f"{name}: {problem}") for problem in error.problems)
         return
-    days = (pair.expires_at - today()) / 86400
+    days = (found.expires_at - today()) / 86400
     soon = days <= frontend.tls.warn_days
     text = f"{name}: {frontend.tls.named} expires in {counted(days, 'day')}"
     yield Finding(Level.WARN if soon else Level.OK, f"{text}; renew it" if soon else text)
     for host in frontend.server_names:
-        if not pair.covers(host):
+        if not found.covers(host):
             yield Finding(
                 Level.WARN, f"{name}: {frontend.tls.named} is not for {host}; get a certificate for that name"
             )

@@ -187,7 +187,7 @@ class TlsSettings(Part):
         return f"certificate '{self.store}' of the store" if self.store is not None else str(self.certificate)
 
     @property
-    def pair(self) -> tuple[Path, Path]:
+    def certificate_files(self) -> tuple[Path, Path]:
         """The files of certificate and key. Of `store` they are known to `Settings`, of `acme` to `control`."""
         assert self.certificate is not None
         assert self.key is not None

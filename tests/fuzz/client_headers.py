@@ -20,7 +20,7 @@ from pathlib import Path
 import aiohttp
 
 from gateway_sidecar.config import FrontendSettings
-from gateway_sidecar.frontend.publish import publish_keys
+from gateway_sidecar.frontend.served_files import place_keys
 from gateway_sidecar.nginx.bodies import SMALL_BYTES
 from gateway_sidecar.nginx.client_headers import CREDENTIALS, PASSED
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
@@ -136,7 +136,7 @@ class Stub:
 async def _door(directory: Path, settings: FrontendSettings, stub: Stub) -> AsyncIterator[int]:
     directory.mkdir()
     places = FrontendPlaces(directory)
-    publish_keys(places.keys("chat"), {hashlib.sha256(_KEY.encode()).hexdigest(): "alice"})
+    place_keys(places.keys("chat"), {hashlib.sha256(_KEY.encode()).hexdigest(): "alice"})
     server = await asyncio.start_server(stub.talk, "127.0.0.1", 0)
     async with server:
         behind = server.sockets[0].getsockname()[1]

@@ -23,7 +23,7 @@ from openai import AsyncOpenAI, AuthenticationError
 
 from gateway_sidecar.config import AuthSettings, FrontendSettings
 from gateway_sidecar.frontend.edit_keys import add_key, revoke_key
-from gateway_sidecar.frontend.publish import publish_keys
+from gateway_sidecar.frontend.served_files import place_keys
 from gateway_sidecar.nginx.client_headers import FOR_AUTH, KEYS
 from gateway_sidecar.nginx.config import Capacity, NginxConfig
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
@@ -275,7 +275,7 @@ async def test_a_key_is_nowhere_to_be_seen(make_gateway: MakeGateway, engine: St
 async def test_what_goes_on_to_the_router(tmp_path: Path, passed: bool) -> None:
     """The key's name, which no client can choose, and the key only with `pass_authorization`."""
     places = FrontendPlaces(tmp_path)
-    publish_keys(places.keys("chat"), {hashlib.sha256(b"a-key-of-alice-1").hexdigest(): "alice expires=4102444800"})
+    place_keys(places.keys("chat"), {hashlib.sha256(b"a-key-of-alice-1").hexdigest(): "alice expires=4102444800"})
     auth = AuthSettings(keys_file=tmp_path / "unused", name_header="X-Key-Name", pass_authorization=passed)
     seen: list[dict[str, str]] = []
 

@@ -133,7 +133,7 @@ async def test_a_certificate_is_ordered_and_renewed_at_two_thirds_of_its_lifetim
     assert certificates.problems == {}
     files = certificates.with_files(world.frontends)["chat"].tls
     assert files is not None
-    assert files.pair == (world.state.pem(Wanted.of((NAME,), URL)),) * 2
+    assert files.certificate_files == (world.state.pem(Wanted.of((NAME,), URL)),) * 2
     due = world.value("acme_renewal_timestamp_seconds", service="chat")
     assert due is not None
     await through(certificates, 56 * DAY_S, step_s=DAY_S)
