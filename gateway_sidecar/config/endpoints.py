@@ -42,11 +42,11 @@ class EndpointsSettings(Part):
         " `bridges.host`, or the address that a replica is advertised under.",
         examples=["10.0.0.5"],
     )
-    settle_s: float = _number(
+    read_within_s: float = _number(
         15.0,
         0,
         600,
-        "The router has read a changed file after this time. A replica that is no longer in the file counts as out of"
+        "The router reads a changed file within this time. A replica that is no longer in the file counts as out of"
         " rotation only then. Envoy and llm-d need a second; production-stack looks every 10 s.",
     )
     mode: Annotated[str, AfterValidator(_mode), WithJsonSchema({"type": "string", "pattern": _MODE})] = Field(

@@ -135,7 +135,7 @@ class FleetPorts:
         while True:
             heartbeat()
             self._due.clear()
-            if self._reflector.is_up and self._membership.settled.is_set():
+            if self._reflector.is_up and self._membership.joined.is_set():
                 await beating(self._bring_up_to_date(has))
             await asyncio.sleep(_GAP_S)
             await awake.until_set(self._due, _LOOK_S)
