@@ -20,17 +20,17 @@ from pydantic import (
     model_validator,
 )
 
-from gateway_sidecar.config.access import AccessPart
+from gateway_sidecar.config.access import AccessSection
 from gateway_sidecar.config.access_log import AccessLogSettings
 from gateway_sidecar.config.acme import AcmeSettings
 from gateway_sidecar.config.addresses import AddressSettings
 from gateway_sidecar.config.endpoints import EndpointsSettings
 from gateway_sidecar.config.frontend import FrontendSettings, PrefixValue, ServerNameValue
-from gateway_sidecar.config.part import Part
-from gateway_sidecar.config.part import number as _number
 from gateway_sidecar.config.places import RUN_DIR, STATE_DIR, stored_certificates_in, stored_keys_in
 from gateway_sidecar.config.router import CommandValue, RouterValue, default_router
 from gateway_sidecar.config.scaling import ScalingSettings
+from gateway_sidecar.config.section import Section
+from gateway_sidecar.config.section import number as _number
 from gateway_sidecar.config.store import StoreValue
 from gateway_sidecar.config.tunnels import SshDefaults
 from gateway_sidecar.config.values import (
@@ -102,7 +102,7 @@ NetworkValue = Annotated[
 NameValue = Annotated[str, PlainValidator(parse_name), WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})]
 
 
-class LogSettings(Part):
+class LogSettings(Section):
     """The daemon's own log, on standard error."""
 
     format: Literal["auto", "json", "console"] = Field(
@@ -113,7 +113,7 @@ class LogSettings(Part):
     )
 
 
-class MetricsSettings(Part):
+class MetricsSettings(Section):
     """Prometheus metrics, `/healthz`, `/readyz` and the live page."""
 
     listen: EndpointValue | None = Field(
@@ -140,7 +140,7 @@ class MetricsSettings(Part):
         return self.page and self.listen is not None
 
 
-class AdminTlsSettings(Part):
+class AdminTlsSettings(Section):
     """The certificate of the admin API, and the CA of its clients. PEM files; read again at each reload."""
 
     certificate: FileValue = Field(
@@ -157,7 +157,7 @@ class AdminTlsSettings(Part):
     )
 
 
-class AdminSettings(Part):
+class AdminSettings(Section):
     """The admin API over TCP, beside `admin.sock`; with mutual TLS, 1.2 or later, and in no other way."""
 
     listen: EndpointValue = Field(
@@ -167,7 +167,7 @@ class AdminSettings(Part):
     tls: AdminTlsSettings
 
 
-class BridgeSettings(Part):
+class BridgeSettings(Section):
     """The TCP ports that lead to replica sockets: a router's workers."""
 
     host: BridgeHostValue = Field(
@@ -202,7 +202,7 @@ class BridgeSettings(Part):
     )
 
 
-class NginxProgramSettings(Part):
+class NginxProgramSettings(Section):
     """The nginx that leads from bridges to replica sockets, and from service addresses to routers."""
 
     command: CommandValue = Field(
@@ -232,7 +232,7 @@ class NginxProgramSettings(Part):
         raise ValueError(f"{show(value)} is not a number of processes; use auto, or 1 to 256")
 
 
-class PeersSettings(Part):
+class PeersSettings(Section):
     """Replicas that their peers must find under an address of their own: `advertise` in a `<replica>.yaml`."""
 
     interface: InterfaceValue = Field(
@@ -250,7 +250,7 @@ class PeersSettings(Part):
     )
 
 
-class UsageKeepingSettings(Part):
+class UsageKeepingSettings(Section):
     """How long the use of services with `frontend.usage` is kept."""
 
     keep_days: int = Field(
@@ -261,7 +261,7 @@ class UsageKeepingSettings(Part):
     )
 
 
-class _Replicas(Part):
+class _Replicas(Section):
     """What all sources together are held to."""
 
     if TYPE_CHECKING:
@@ -295,7 +295,7 @@ else:
     ReplicaSettings = _replica_settings()
 
 
-class ProbeSettings(Part):
+class ProbeSettings(Section):
     """Asking a replica what it is."""
 
     timeout_s: float = _number(
@@ -307,7 +307,7 @@ class ProbeSettings(Part):
     )
 
 
-class HealthSettings(AccessPart):
+class HealthSettings(AccessSection):
     """Asking replicas for their health, which also finds those that hang: they accept connections and never answer."""
 
     interval_s: float = _number(10.0, 0.5, 3600, "The time from one health question to the next.")
@@ -323,14 +323,14 @@ class HealthSettings(AccessPart):
     )
 
 
-class RefusedSettings(Part):
+class RefusedSettings(Section):
     """Finding replicas whose socket file is left with nobody listening."""
 
     failures: int = _number(3, 1, 100, "A replica is taken out after this many refused connections in a row.")
     over_s: float = _number(0.5, 0, 60, "The refused connections in a row must also span this time.")
 
 
-class DrainSettings(Part):
+class DrainSettings(Section):
     """Letting requests in flight finish before a replica goes."""
 
     timeout_s: float = _number(
@@ -358,7 +358,7 @@ class DrainSettings(Part):
     )
 
 
-class LeaveSettings(Part):
+class LeaveSettings(Section):
     """How the gateway leaves, with `gateway-sidecar leave`."""
 
     quiet_s: float = _number(
@@ -381,7 +381,7 @@ class LeaveSettings(Part):
     )
 
 
-class HoldSettings(Part):
+class HoldSettings(Section):
     """The hold: requests that come while the router is away, or no replica serves, wait and then go on."""
 
     timeout_s: float = _number(
@@ -402,7 +402,7 @@ class HoldSettings(Part):
     )
 
 
-class ServiceSettings(Part):
+class ServiceSettings(Section):
     """One inference service: a stable address, one router, any number of replicas."""
 
     name: NameValue = Field(
@@ -443,7 +443,7 @@ def _metrics_off(value: object) -> object:
     return {"listen": None} if value is None or value is False else value
 
 
-class Settings(Part):
+class Settings(Section):
     """The whole configuration of one daemon."""
 
     state_dir: DirectoryValue = Field(

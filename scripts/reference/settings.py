@@ -11,7 +11,7 @@ import yaml
 from gateway_sidecar.config import RouterSettings, config_schema
 from gateway_sidecar.config.differences import FIXED
 from gateway_sidecar.config.overrides import OverridesFile
-from gateway_sidecar.config.part import entry_schema
+from gateway_sidecar.config.section import entry_schema
 from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.sources.entry import InventoryEntry
 from scripts.reference.tables import table, words

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jinja2 import Environment, nodes
 
 from gateway_sidecar.config import FrontendSettings
-from gateway_sidecar.config.part import Part
+from gateway_sidecar.config.section import Section
 from gateway_sidecar.domain.model import Access
 from gateway_sidecar.domain.routing import BridgeRules, RouterPaths
 from gateway_sidecar.errors import NginxError
@@ -143,7 +143,7 @@ def with_each_text(value: Any, bad: str) -> Iterator[tuple[str, Any]]:
         for number, inner in enumerate(value):
             for where, changed in with_each_text(inner, bad):
                 yield f"[{number}]{where}", (*value[:number], changed, *value[number + 1 :])
-    elif isinstance(value, Part):
+    elif isinstance(value, Section):
         for name in type(value).model_fields:
             for where, changed in with_each_text(getattr(value, name), bad):
                 yield f".{name}{where}", value.model_copy(update={name: changed})
