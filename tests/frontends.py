@@ -188,47 +188,47 @@ def services(draw: DrawFn, ground: Ground) -> list[dict[str, Any]]:
     free = list(draw(st.permutations(ground.addresses)))
     made: list[dict[str, Any]] = []
     for name in SERVICES:
-        door = draw(_section(FrontendSettings, ground, name))
-        service = {"name": name, "listen": free.pop(), "frontend": door}
+        frontend = draw(_section(FrontendSettings, ground, name))
+        service = {"name": name, "listen": free.pop(), "frontend": frontend}
         service["hold"] = draw(_section(HoldSettings, ground, name))
         first = made[0]["frontend"] if made else {}
-        if first.get("server_names") and first.get("listen") and door.get("server_names") and draw(st.booleans()):
-            _share(door, first, ground, name)
+        if first.get("server_names") and first.get("listen") and frontend.get("server_names") and draw(st.booleans()):
+            _share(frontend, first, ground, name)
         else:
-            _stand(door, free)
-        auth = door.get("auth")
-        if not auth and (door.get("tls") or {}).get("client_certificates") == "optional":
-            auth = door["auth"] = {"keys_file": str(ground.keys(name))}
+            _stand(frontend, free)
+        auth = frontend.get("auth")
+        if not auth and (frontend.get("tls") or {}).get("client_certificates") == "optional":
+            auth = frontend["auth"] = {"keys_file": str(ground.keys(name))}
         has_keys = bool(auth and auth.get("keys_file"))
-        for limit in door.get("limits", ()):
+        for limit in frontend.get("limits", ()):
             if limit["per"] == "key" and not has_keys:
                 limit["per"] = "ip"
         # 127.0.0.1/32 is 127.0.0.1, and what is in both lists is in none.
-        allowed = door.get("allow", ())
-        door["deny"] = [it for it in door.get("deny", ()) if it.removesuffix("/32") not in allowed]
+        allowed = frontend.get("allow", ())
+        frontend["deny"] = [it for it in frontend.get("deny", ()) if it.removesuffix("/32") not in allowed]
         made.append(service)
     return made
 
 
-def _stand(door: dict[str, Any], free: list[str]) -> None:
+def _stand(frontend: dict[str, Any], free: list[str]) -> None:
     """Gives it addresses, and takes what only those that are public may have from one without."""
-    door["listen"] = [free.pop() for _ in range(door.pop("listen", 1))]
-    if not door["listen"]:
+    frontend["listen"] = [free.pop() for _ in range(frontend.pop("listen", 1))]
+    if not frontend["listen"]:
         for name in ("tls", "server_names"):
-            door.pop(name, None)
-    count = door.pop("redirect", 0)
-    if door.get("tls"):
-        door["redirect"] = [free.pop() for _ in range(count)]
+            frontend.pop(name, None)
+    count = frontend.pop("redirect", 0)
+    if frontend.get("tls"):
+        frontend["redirect"] = [free.pop() for _ in range(count)]
 
 
-def _share(door: dict[str, Any], first: dict[str, Any], ground: Ground, service: str) -> None:
+def _share(frontend: dict[str, Any], first: dict[str, Any], ground: Ground, service: str) -> None:
     """The addresses of another, who has other names; both speak the same there."""
-    door["listen"] = list(first["listen"])
-    tls, its = first.get("tls"), door.get("tls")
+    frontend["listen"] = list(first["listen"])
+    tls, its = first.get("tls"), frontend.get("tls")
     if tls is None:
-        door["tls"] = None
+        frontend["tls"] = None
     else:
         pem = ground.pem(service)
         own = its or {"certificate": str(pem), "key": str(pem.with_suffix(".key"))}
-        door["tls"] = own | {"http2": tls.get("http2", False)}
-    door["redirect"] = list(first.get("redirect", ())) if door.get("redirect") else []
+        frontend["tls"] = own | {"http2": tls.get("http2", False)}
+    frontend["redirect"] = list(first.get("redirect", ())) if frontend.get("redirect") else []

@@ -236,10 +236,10 @@ async def test_nothing_secret_is_left_behind(make_gateway: MakeGateway) -> None:
     add_key(file, "alice")
     public(gateway, auth={"keys_file": str(file)})
     await gateway.start()
-    doors = gateway.directory / "run" / "frontends"
-    assert sorted(path.name for path in doors.iterdir() if path.suffix != ".certificate") == ["chat.keys", "chat.pem"]
+    placed = gateway.directory / "run" / "frontends"
+    assert sorted(path.name for path in placed.iterdir() if path.suffix != ".certificate") == ["chat.keys", "chat.pem"]
     assert (await gateway.cli("stop", "--all"))[0] == 0
-    assert list(doors.iterdir()) == []
+    assert list(placed.iterdir()) == []
 
 
 async def test_what_a_removed_service_had_is_gone(make_gateway: MakeGateway) -> None:

@@ -165,7 +165,7 @@ async def test_requests_that_wait_for_a_daemon_that_never_comes_are_answered_in_
         assert 0.5 < time.monotonic() - began < 30
 
 
-async def test_door_is_held_until_everything_is_stopped(gateway: Gateway) -> None:
+async def test_the_hold_is_kept_until_everything_is_stopped(gateway: Gateway) -> None:
     """Whoever ends what holds it open finds it held again; `stop --all` leaves nobody behind."""
     (first,) = holders(gateway)
     os.kill(first, signal.SIGKILL)
@@ -176,7 +176,7 @@ async def test_door_is_held_until_everything_is_stopped(gateway: Gateway) -> Non
     assert holders(gateway) == []
 
 
-async def test_daemon_that_cannot_start_leaves_the_door_as_it_was(
+async def test_daemon_that_cannot_start_leaves_the_hold_as_it_was(
     make_gateway: MakeGateway, engine: StartEngine
 ) -> None:
     """Nobody holds one where nothing had begun; who waits at an earlier daemon's goes on waiting."""

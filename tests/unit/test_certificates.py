@@ -73,7 +73,7 @@ class World(AcmeServer):
             self.taken_in += 1
 
         host = AcmeHost(lambda: self.settings, lambda: self.frontends, lambda: self.served, take_in, self.shared)
-        places = FrontendPlaces(self.directory / "doors")
+        places = FrontendPlaces(self.directory / "frontends")
         return Certificates(self.state, places, host, self.metrics, now=self.now, server=self)
 
     def suggested_renewal(self, settings: AcmeSettings, pem: Path) -> tuple[float | None, float]:

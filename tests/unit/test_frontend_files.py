@@ -434,29 +434,29 @@ async def test_other_authorities_have_another_number(tmp_path: Path) -> None:
     pem = certificate(tmp_path, "a")
     tls = TlsSettings(certificate=pem, key=pem.with_suffix(".key"), client_ca=file)
     wanted = {"chat": FrontendSettings(tls=tls)}
-    places = FrontendPlaces(tmp_path / "doors")
+    places = FrontendPlaces(tmp_path / "frontends")
     places.directory.mkdir()
-    doors = Frontends(places, lambda: wanted, lambda: wanted, Metrics(), rescan_interval_s=60)
+    frontends = Frontends(places, lambda: wanted, lambda: wanted, Metrics(), rescan_interval_s=60)
     assert places.client_ca_number("chat") == ""
-    await doors.look()
+    await frontends.look()
     first = places.client_ca_number("chat")
     assert re.fullmatch("[0-9a-f]{16}", first)
     assert places.client_ca("chat").stat().st_mode & 0o777 == 0o600
     file.write_bytes(Authority(tmp_path, "two").certificate.read_bytes())
-    await doors.look()
+    await frontends.look()
     second = places.client_ca_number("chat")
     assert second not in (first, "")
     places.client_ca("chat").unlink()
-    assert doors.client_ca("chat") == second, "whoever removed it has changed nothing"
-    await doors.look()
+    assert frontends.client_ca("chat") == second, "whoever removed it has changed nothing"
+    await frontends.look()
     file.write_bytes(b"rubbish" + b"x" * 2000)
-    await doors.look()
+    await frontends.look()
     assert places.client_ca_number("chat") == second
     wanted["chat"] = FrontendSettings()
-    await doors.look()
+    await frontends.look()
     assert places.services() == set()
-    assert doors.client_ca("chat") == ""
-    assert doors.problems == {}
+    assert frontends.client_ca("chat") == ""
+    assert frontends.problems == {}
 
 
 def _locked(source: Path, target: Path) -> Path:
@@ -475,22 +475,22 @@ async def test_a_pair_that_is_replaced_by_two_renames_is_no_fault(
     shutil.copy(old, live)
     shutil.copy(old.with_suffix(".key"), live.with_suffix(".key"))
     tls = TlsSettings(certificate=live, key=live.with_suffix(".key"))
-    doors = frontends(tmp_path / "doors", FrontendSettings(tls=tls))
-    await doors.look()
+    frontends = frontends_of(tmp_path / "frontends", FrontendSettings(tls=tls))
+    await frontends.look()
     monkeypatch.setattr("gateway_sidecar.control.edge.frontends._MOMENT_S", 3600.0)
     new.rename(live)
-    await doors.look()
-    assert doors.problems == {}
+    await frontends.look()
+    assert frontends.problems == {}
     new.with_suffix(".key").rename(live.with_suffix(".key"))
-    await doors.look()
-    assert doors.problems == {}
-    assert live.read_bytes().strip() in (tmp_path / "doors" / "chat.pem").read_bytes()
+    await frontends.look()
+    assert frontends.problems == {}
+    assert live.read_bytes().strip() in (tmp_path / "frontends" / "chat.pem").read_bytes()
     shutil.copy(old, live)
-    await doors.look()
-    assert doors.problems == {}
+    await frontends.look()
+    assert frontends.problems == {}
     monkeypatch.setattr("gateway_sidecar.control.edge.frontends._MOMENT_S", 0.0)
-    await doors.look()
-    [problem] = doors.problems.values()
+    await frontends.look()
+    [problem] = frontends.problems.values()
     assert "what was there before stays in force" in problem
 
 
@@ -498,14 +498,14 @@ async def test_what_was_never_good_does_not_stay_in_force(tmp_path: Path) -> Non
     """The first files of a frontend that cannot be used are told at once, and what that means."""
     auth = AuthSettings(keys_file=tmp_path / "no keys")
     tls = TlsSettings(certificate=tmp_path / "no.pem", key=tmp_path / "no.key")
-    (tmp_path / "doors").mkdir()
-    doors = frontends(tmp_path / "doors", FrontendSettings(auth=auth, tls=tls))
-    await doors.look()
-    assert len(doors.problems) == 2
-    assert all(problem.endswith("; no client gets in until it can be used") for problem in doors.problems.values())
+    (tmp_path / "frontends").mkdir()
+    frontends = frontends_of(tmp_path / "frontends", FrontendSettings(auth=auth, tls=tls))
+    await frontends.look()
+    assert len(frontends.problems) == 2
+    assert all(problem.endswith("; no client gets in until it can be used") for problem in frontends.problems.values())
 
 
-def frontends(directory: Path, settings: FrontendSettings) -> Frontends:
+def frontends_of(directory: Path, settings: FrontendSettings) -> Frontends:
     """Those of one service, `chat`."""
     directory.mkdir(exist_ok=True)
     wanted = {"chat": settings}

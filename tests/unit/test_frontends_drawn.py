@@ -17,7 +17,7 @@ from gateway_sidecar.config.models import HoldSettings
 from gateway_sidecar.config.section import Section
 from tests.frontends import DRAWN, Ground, services
 
-GROUND = Ground(Path("/etc/doors"), 20000, 19999)
+GROUND = Ground(Path("/etc/frontends"), 20000, 19999)
 
 
 def sections_of(model: type[Section]) -> set[type[Section]]:
