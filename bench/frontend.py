@@ -1,7 +1,7 @@
 """Figure: what a frontend costs, and how soon a revoked key is refused.
 
 One gateway with two services that have an engine each and the same settings: `bare`, with nothing but the paths that
-every service has, and `door`, with a file of 10,000 keys, three limits and a body size. Both in the same nginx, one
+every service has, and `guarded`, with a file of 10,000 keys, three limits and a body size. Both in the same nginx, one
 worker process.
 
 added latency    `GET /v1/models`, answered by the real SMG, over one kept connection to each address, one request at a
@@ -71,7 +71,7 @@ def _fill(file: Path, keys: int) -> None:
 
 @asynccontextmanager
 async def _two_services(file: Path) -> AsyncIterator[Gateway]:
-    gateway = Gateway(services=("bare", "door", "limited"), base=BASE, log={"format": "json", "level": "info"})
+    gateway = Gateway(services=("bare", "guarded", "limited"), base=BASE, log={"format": "json", "level": "info"})
     first = gateway.ports["bare"]
     gateway.settings["router_ports"] = f"{first + 10}-{first + 21}"
     gateway.settings["bridges"]["ports"] = f"{first + 22}-{first + 59}"
@@ -90,7 +90,7 @@ async def _two_services(file: Path) -> AsyncIterator[Gateway]:
     engines = []
     try:
         await gateway.start()
-        for service in ("bare", "door"):
+        for service in ("bare", "guarded"):
             spec = EngineSpec(kind=EngineKind.SGLANG_HTTP, socket=gateway.socket("r1", service), model="tiny")
             engines.append(await start_engine(spec, Behaviour()))
             await gateway.until_states({"r1": "serving"}, service=service)
@@ -113,19 +113,19 @@ async def _times(connection: Connection) -> list[float]:
 
 
 async def _compare(gateway: Gateway, key: str, rounds: int) -> tuple[list[list[float]], list[list[float]], list[float]]:
-    """Each round's times at the bare address and at the door, and the CPU that the door took more, in us a request."""
+    """Times at the bare and the guarded address, by round, and the CPU that the latter took more, in us a request."""
     pid = await processes.only_worker(gateway)
     sides: tuple[list[list[float]], list[list[float]]] = ([], [])
     cpu: list[float] = []
     async with (
         Connection("127.0.0.1", gateway.ports["bare"]) as bare,
-        Connection("127.0.0.1", gateway.ports["door"], key=key) as door,
+        Connection("127.0.0.1", gateway.ports["guarded"], key=key) as guarded,
     ):
         for number in range(rounds):
             used = [0.0, 0.0]
             for side in (0, 1) if number % 2 else (1, 0):
                 before = processes.cpu_us(pid)
-                sides[side].append(await _times((bare, door)[side]))
+                sides[side].append(await _times((bare, guarded)[side]))
                 used[side] = processes.cpu_us(pid) - before
             cpu.append((used[1] - used[0]) / _REQUESTS)
     return sides[0], sides[1], cpu
@@ -150,25 +150,25 @@ async def _revoked_s(gateway: Gateway, file: Path, name: str, editor: Executor) 
 async def run(scale: Scale) -> list[Row]:
     """40 rounds of 200 requests for each side; 30 revocations. 8 and 8 with `--quick`."""
     with scratch_directory() as directory:
-        file = directory / "door.keys"
+        file = directory / "guarded.keys"
         _fill(file, _KEYS)
         key = add_key(file, "alice")
         async with _two_services(file) as gateway:
-            floors, doors, cpu = await _compare(gateway, key, scale.pick(40, 8))
+            floors, guarded, cpu = await _compare(gateway, key, scale.pick(40, 8))
             with ProcessPoolExecutor(1, get_context("spawn")) as editor:
                 names = [f"gone{number}" for number in range(scale.pick(30, 8) + 1)]
                 # The first one starts the editor's process.
                 revoked = [await _revoked_s(gateway, file, name, editor) for name in names][1:]
             _fill(file, 0)
             alone = add_key(file, "alice")
-            async with Connection("127.0.0.1", gateway.ports["door"], key=alone) as connection, asyncio.timeout(10):
+            async with Connection("127.0.0.1", gateway.ports["guarded"], key=alone) as connection, asyncio.timeout(10):
                 while (await connection.ask("GET", _PATH)).status != 200:
                     pass
             _, _, cpu_of_one = await _compare(gateway, alone, scale.pick(20, 4))
         handshakes = await _handshakes(directory, scale.pick(300, 100))
         logs = await _logs(scale.pick(200, 40))
     return [
-        *(_added(floors, doors, percent, bar) for percent, bar in ((50, _ADDED_P50_S), (99, _ADDED_P99_S))),
+        *(_added(floors, guarded, percent, bar) for percent, bar in ((50, _ADDED_P50_S), (99, _ADDED_P99_S))),
         _cpu_row(cpu, cpu_of_one),
         _revoked_row(revoked),
         *logs,
@@ -176,9 +176,9 @@ async def run(scale: Scale) -> list[Row]:
     ]
 
 
-def _added(floors: list[list[float]], doors: list[list[float]], percent: int, bar: float) -> Row:
+def _added(floors: list[list[float]], guarded: list[list[float]], percent: int, bar: float) -> Row:
     before = [percentile(times, percent) for times in floors]
-    after = [percentile(times, percent) for times in doors]
+    after = [percentile(times, percent) for times in guarded]
     added = median([ours - floor for ours, floor in zip(after, before, strict=True)])
     numbers = {"floor_ms": rounded_ms(before), "ours_ms": rounded_ms(after), "added_us": round(added * 1e6, 1)}
     return Row(NAME, f"added latency p{percent}", f"< {bar * 1e6:.0f} us", _ms(median(before)), _ms(median(after)),

@@ -120,14 +120,15 @@ async def running_gateway(
 ) -> AsyncIterator[Ours]:
     """A gateway with the default settings but for the ports, which waits `settle_s` after a worker is taken out.
 
-    hold: settings of the waiting room. router, command: its kind and its program; `workers` is for SMG alone. engine:
+    hold: its settings. router, command: its kind and its program; `workers` is for SMG alone. engine:
         what replicas are. module: what is run in the daemon's place.
     """
     first = free_ports(bridges)
     gateway = Gateway(
         base=BASE,
         log={"format": "json", "level": "info"},
-        bridges={"ports": f"{first}-{first + bridges - 1}", "nginx_workers": nginx_workers},
+        nginx={"workers": nginx_workers},
+        bridges={"ports": f"{first}-{first + bridges - 1}"},
     )
     gateway.module = module
     if settle_s is not None:

@@ -31,7 +31,7 @@ class Site:
         gateway = Gateway(
             base=BASE,
             log={"format": "json", "level": "info"},
-            bridges={"ports": self._bridges, "nginx_workers": 1, **hosts},
+            bridges={"ports": self._bridges, **hosts},
             store={"gateway": f"gw-{self._started}", "etcd": {"endpoints": [self._etcd.endpoint]}},
         )
         gateway.settings["services"][0] |= self._service

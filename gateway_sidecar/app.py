@@ -219,7 +219,7 @@ def build_daemon(config_path: Path, settings: Settings, shared_key: str | None =
     shared_key: what routers that somebody else runs show the bridges.
     """
     metrics = Metrics()
-    workers = settings.bridges.nginx_workers
+    workers = settings.nginx.workers
     rules = BridgeRules.of(((kind.paths, kind.headers) for kind in ROUTERS), settings.bridges.paths, shared_key)
     nginx = Nginx(
         NginxSettings(
@@ -228,9 +228,9 @@ def build_daemon(config_path: Path, settings: Settings, shared_key: str | None =
             rules=rules,
             first_port=settings.bridges.ports.first,
             last_port=settings.bridges.ports.last,
-            command=settings.bridges.nginx,
+            command=settings.nginx.command,
             worker_processes=str(min(usable_cpus(), _MOST_WORKERS) if workers == "auto" else workers),
-            held_mb=settings.bridges.max_bodies_mb,
+            held_mb=settings.nginx.max_bodies_mb,
             access_log=settings.access_log,
             marks=settings.store is not None,
             run_dir=settings.run_dir,
@@ -240,7 +240,7 @@ def build_daemon(config_path: Path, settings: Settings, shared_key: str | None =
     )
     bridges = PortLeases(range(settings.bridges.ports.first, settings.bridges.ports.last + 1))
     log = ChildLog(settings.state_dir / "log" / "peers.log", spare=settings.run_dir / "log" / "peers.log")
-    find = partial(find_nginx, settings.bridges.nginx)
+    find = partial(find_nginx, settings.nginx.command)
     destinations = Destinations()
     places = PeerPlaces(
         settings.run_dir / "peers",

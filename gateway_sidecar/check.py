@@ -143,7 +143,7 @@ async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Fi
     findings += await asyncio.to_thread(lambda: list(acme_findings(settings)))
     findings += root_findings()
     findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
-    findings += room_for_bodies(settings.state_dir, settings.bridges.max_bodies_mb)
+    findings += room_for_bodies(settings.state_dir, settings.nginx.max_bodies_mb)
     findings += await asyncio.to_thread(_access_log, settings)
     stored = stored_keys_in(settings.state_dir)
     for address in settings.addresses:
@@ -188,9 +188,9 @@ def _advice(settings: Settings) -> list[str]:
 
 async def _nginx(settings: Settings) -> list[Finding]:
     try:
-        program = await find_nginx(settings.bridges.nginx)
+        program = await find_nginx(settings.nginx.command)
     except NginxError as error:
-        return [Finding(Level.FAIL, f"bridges.nginx: {error}")]
+        return [Finding(Level.FAIL, f"nginx.command: {error}")]
     module = f"stream module {program.stream_module}" if program.stream_module else "stream built in"
     found = [Finding(Level.OK, f"nginx {program.version} at {program.path}, {module}")]
     found += [Finding(Level.WARN, text) for text in unguarded(program, settings)]
@@ -284,21 +284,21 @@ def _frontend(name: str, frontend: FrontendSettings, stored: Path) -> Iterator[F
             yield from (Finding(Level.FAIL, f"{name}: {problem}") for problem in error.problems)
     if frontend.tls.acme:
         return
-    if frontend.tls.store is not None and not frontend.tls.pair[0].exists():
+    if frontend.tls.store is not None and not frontend.tls.certificate_files[0].exists():
         yield Finding(Level.OK, f"{name}: {frontend.tls.named}, which this gateway has not read yet")
         return
-    certificate, key = frontend.tls.pair
+    certificate, key = frontend.tls.certificate_files
     try:
-        pair = read_certificate(certificate, key, today())
+        found = read_certificate(certificate, key, today())
     except FrontendError as error:
         yield from (Finding(Level.FAIL, f"{name}: {problem}") for problem in error.problems)
         return
-    days = (pair.expires_at - today()) / DAY_S
+    days = (found.expires_at - today()) / DAY_S
     soon = days <= frontend.tls.warn_days
     text = f"{name}: {frontend.tls.named} expires in {counted(days, 'day')}"
     yield Finding(Level.WARN if soon else Level.OK, f"{text}; renew it" if soon else text)
     for host in frontend.server_names:
-        if not pair.covers(host):
+        if not found.covers(host):
             yield Finding(
                 Level.WARN, f"{name}: {frontend.tls.named} is not for {host}; get a certificate for that name"
             )
@@ -564,7 +564,7 @@ def room_for_bodies(state_dir: Path, most_mb: int) -> list[Finding]:
         return []
     text = (
         f"state_dir: {free_mb} MiB are free at {nearest}, and request bodies may take {most_mb}; set"
-        " bridges.max_bodies_mb lower, or give it more room"
+        " nginx.max_bodies_mb lower, or give it more room"
     )
     return [Finding(Level.WARN, text)]
 

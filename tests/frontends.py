@@ -23,7 +23,7 @@ from gateway_sidecar.config.frontend import (
     UsageSettings,
 )
 from gateway_sidecar.config.models import HoldSettings
-from gateway_sidecar.config.part import Part
+from gateway_sidecar.config.section import Section
 
 SERVICES = ("chat", "code")
 PORTS = 6
@@ -79,13 +79,13 @@ def _maybe(strategy: SearchStrategy[Any]) -> SearchStrategy[Any]:
     return st.none() | strategy
 
 
-def _part(model: type[Part], ground: Ground, service: str) -> SearchStrategy[dict[str, Any]]:
+def _section(model: type[Section], ground: Ground, service: str) -> SearchStrategy[dict[str, Any]]:
     return _mapping(model, ground, service)
 
 
 Draws = Mapping[str, SearchStrategy[Any]]
 
-DRAWN: Mapping[type[Part], Callable[[Ground, str], Draws]] = {
+DRAWN: Mapping[type[Section], Callable[[Ground, str], Draws]] = {
     TlsSettings: lambda ground, service: {
         "certificate": st.just(str(ground.pem(service))),
         "key": st.just(str(ground.pem(service).with_suffix(".key"))),
@@ -125,16 +125,16 @@ DRAWN: Mapping[type[Part], Callable[[Ground, str], Draws]] = {
         "listen": st.integers(0, 2),  # How many of the addresses.
         "redirect": st.integers(0, 2),
         "server_names": _some(names(service)),
-        "tls": _maybe(_part(TlsSettings, ground, service)),
+        "tls": _maybe(_section(TlsSettings, ground, service)),
         "paths": st.just("all") | _some((FLEET, STRANGE, "/server_info")),
         "max_body_mb": st.sampled_from((1, 7, 64, 1048576)),
         "pass_headers": _some(("X-Session-Id", "X-Tenant", "Baggage")),
         "mcp_servers": st.just("any") | _some(("public", "mcp.example.com", "*.tools.example.com", "127.0.0.1")),
-        "cors": _maybe(_part(CorsSettings, ground, service)),
-        "auth": _maybe(_part(AuthSettings, ground, service)),
-        "limits": st.lists(_part(LimitSettings, ground, service), max_size=3),
+        "cors": _maybe(_section(CorsSettings, ground, service)),
+        "auth": _maybe(_section(AuthSettings, ground, service)),
+        "limits": st.lists(_section(LimitSettings, ground, service), max_size=3),
         "access_log": st.sampled_from(("off", "errors", "all")),
-        "usage": _maybe(_part(UsageSettings, ground, service)),
+        "usage": _maybe(_section(UsageSettings, ground, service)),
         "ready_path": st.sampled_from(("auto", None, "/ready/here")),
         "trusted_proxies": _some(("127.0.0.0/8", "::1", "10.0.0.0/8", "fd00::/8"), most=3),
         "allow": st.sampled_from(
@@ -152,7 +152,7 @@ DRAWN: Mapping[type[Part], Callable[[Ground, str], Draws]] = {
 
 
 @st.composite
-def _mapping(draw: DrawFn, model: type[Part], ground: Ground, service: str) -> dict[str, Any]:
+def _mapping(draw: DrawFn, model: type[Section], ground: Ground, service: str) -> dict[str, Any]:
     """One mapping with any of its settings left out: those have a default, or belong to what makes a valid one."""
     said = {name: draw(values) for name, values in DRAWN[model](ground, service).items()}
     fixed = {name for name, field in model.model_fields.items() if field.is_required()}
@@ -166,7 +166,7 @@ def _mapping(draw: DrawFn, model: type[Part], ground: Ground, service: str) -> d
     return _valid(model, {name: value for name, value in said.items() if name not in left_out})
 
 
-def _valid(model: type[Part], said: dict[str, Any]) -> dict[str, Any]:
+def _valid(model: type[Section], said: dict[str, Any]) -> dict[str, Any]:
     """What may not be said together is not."""
     if model is TlsSettings and said.get("client_ca") is None:
         said = {name: value for name, value in said.items() if not name.startswith("client_")}
@@ -188,47 +188,47 @@ def services(draw: DrawFn, ground: Ground) -> list[dict[str, Any]]:
     free = list(draw(st.permutations(ground.addresses)))
     made: list[dict[str, Any]] = []
     for name in SERVICES:
-        door = draw(_part(FrontendSettings, ground, name))
-        service = {"name": name, "listen": free.pop(), "frontend": door}
-        service["hold"] = draw(_part(HoldSettings, ground, name))
+        frontend = draw(_section(FrontendSettings, ground, name))
+        service = {"name": name, "listen": free.pop(), "frontend": frontend}
+        service["hold"] = draw(_section(HoldSettings, ground, name))
         first = made[0]["frontend"] if made else {}
-        if first.get("server_names") and first.get("listen") and door.get("server_names") and draw(st.booleans()):
-            _share(door, first, ground, name)
+        if first.get("server_names") and first.get("listen") and frontend.get("server_names") and draw(st.booleans()):
+            _share(frontend, first, ground, name)
         else:
-            _stand(door, free)
-        auth = door.get("auth")
-        if not auth and (door.get("tls") or {}).get("client_certificates") == "optional":
-            auth = door["auth"] = {"keys_file": str(ground.keys(name))}
+            _stand(frontend, free)
+        auth = frontend.get("auth")
+        if not auth and (frontend.get("tls") or {}).get("client_certificates") == "optional":
+            auth = frontend["auth"] = {"keys_file": str(ground.keys(name))}
         has_keys = bool(auth and auth.get("keys_file"))
-        for limit in door.get("limits", ()):
+        for limit in frontend.get("limits", ()):
             if limit["per"] == "key" and not has_keys:
                 limit["per"] = "ip"
         # 127.0.0.1/32 is 127.0.0.1, and what is in both lists is in none.
-        allowed = door.get("allow", ())
-        door["deny"] = [it for it in door.get("deny", ()) if it.removesuffix("/32") not in allowed]
+        allowed = frontend.get("allow", ())
+        frontend["deny"] = [it for it in frontend.get("deny", ()) if it.removesuffix("/32") not in allowed]
         made.append(service)
     return made
 
 
-def _stand(door: dict[str, Any], free: list[str]) -> None:
+def _stand(frontend: dict[str, Any], free: list[str]) -> None:
     """Gives it addresses, and takes what only those that are public may have from one without."""
-    door["listen"] = [free.pop() for _ in range(door.pop("listen", 1))]
-    if not door["listen"]:
+    frontend["listen"] = [free.pop() for _ in range(frontend.pop("listen", 1))]
+    if not frontend["listen"]:
         for name in ("tls", "server_names"):
-            door.pop(name, None)
-    count = door.pop("redirect", 0)
-    if door.get("tls"):
-        door["redirect"] = [free.pop() for _ in range(count)]
+            frontend.pop(name, None)
+    count = frontend.pop("redirect", 0)
+    if frontend.get("tls"):
+        frontend["redirect"] = [free.pop() for _ in range(count)]
 
 
-def _share(door: dict[str, Any], first: dict[str, Any], ground: Ground, service: str) -> None:
+def _share(frontend: dict[str, Any], first: dict[str, Any], ground: Ground, service: str) -> None:
     """The addresses of another, who has other names; both speak the same there."""
-    door["listen"] = list(first["listen"])
-    tls, its = first.get("tls"), door.get("tls")
+    frontend["listen"] = list(first["listen"])
+    tls, its = first.get("tls"), frontend.get("tls")
     if tls is None:
-        door["tls"] = None
+        frontend["tls"] = None
     else:
         pem = ground.pem(service)
         own = its or {"certificate": str(pem), "key": str(pem.with_suffix(".key"))}
-        door["tls"] = own | {"http2": tls.get("http2", False)}
-    door["redirect"] = list(first.get("redirect", ())) if door.get("redirect") else []
+        frontend["tls"] = own | {"http2": tls.get("http2", False)}
+    frontend["redirect"] = list(first.get("redirect", ())) if frontend.get("redirect") else []

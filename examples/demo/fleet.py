@@ -95,7 +95,7 @@ class FleetShow:
         directory.mkdir()
         bridges = {
             "host": f"127.0.{number}.1", "grpc_host": f"127.0.{number}.2",
-            "ports": f"{self._bridges}-{self._bridges + BRIDGES - 1}", "nginx_workers": 1,
+            "ports": f"{self._bridges}-{self._bridges + BRIDGES - 1}",
         }  # fmt: skip
         etcd = {"endpoints": [self._etcd.endpoint]}
         store = {"gateway": f"gw-{number}", "lease_s": _LEASE_S, "etcd": etcd}

@@ -82,7 +82,8 @@ class Gateway:
             "log": {"format": "json"},
             "metrics": {"listen": f"127.0.0.1:{self.metrics_port}"},
             "router_ports": f"{first + 10}-{first + 29}",
-            "bridges": {"ports": self.bridge_ports, "nginx_workers": 1},
+            "nginx": {"workers": 1},
+            "bridges": {"ports": self.bridge_ports},
             "services": [
                 {
                     "name": name,

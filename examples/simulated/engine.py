@@ -8,10 +8,10 @@ from contextlib import suppress
 from typing import Any, Self
 
 from examples.simulated.core import EngineCore
-from examples.simulated.door import Door, Front
 from examples.simulated.grpc_front import GrpcFront
 from examples.simulated.http_front import HttpFront
 from examples.simulated.ledger import Ledger
+from examples.simulated.listening_socket import Front, ListeningSocket
 from examples.simulated.options import Behaviour, EngineSpec
 from examples.simulated.pages import SITES
 from examples.simulated.services import SERVICES
@@ -28,7 +28,7 @@ class SimulatedEngine:
     def __init__(self, spec: EngineSpec, behaviour: Behaviour | None = None) -> None:
         self._core = EngineCore(spec, behaviour or Behaviour())
         self._front = _front_for(self._core)
-        self._door: Door | None = None
+        self._socket: ListeningSocket | None = None
         self._opening: asyncio.Task[None] | None = None
 
     @property
@@ -51,12 +51,12 @@ class SimulatedEngine:
             OSError: the socket cannot be bound.
         """
         await self._core.bootstrap.start()
-        self._door = Door(self._core, self._front.connection)
+        self._socket = ListeningSocket(self._core, self._front.connection)
         await self._front.start()
         if self.behaviour.listen_delay_s:
-            self._opening = asyncio.create_task(self._listen_later(self._door))
+            self._opening = asyncio.create_task(self._listen_later(self._socket))
         else:
-            await self._door.listen()
+            await self._socket.listen()
 
     def behave(self, **changes: object) -> None:
         """Change some of the behaviour from now on: `engine.behave(hang=True)`. Names are `Behaviour`'s.
@@ -82,7 +82,7 @@ class SimulatedEngine:
         `unlink` says whether the socket file goes; without it the engine does as its kind does.
         """
         self._core.stopping = True
-        self._close_door(unlink=not self.spec.leave_socket if unlink is None else unlink)
+        self._close_socket(unlink=not self.spec.leave_socket if unlink is None else unlink)
         with suppress(TimeoutError):
             grace = self.behaviour.grace_s if grace_s is None else grace_s
             await self.until(_idle, within_s=grace)
@@ -91,7 +91,7 @@ class SimulatedEngine:
     async def kill(self) -> None:
         """End as on SIGKILL: connections break at once, and the socket file stays with nobody behind it."""
         self._core.stopping = True
-        self._close_door(unlink=False)
+        self._close_socket(unlink=False)
         self._front.drop_connections()
         await self._end()
 
@@ -114,9 +114,9 @@ class SimulatedEngine:
             **self.ledger.as_dict(),
         }
 
-    async def _listen_later(self, door: Door) -> None:
+    async def _listen_later(self, listening: ListeningSocket) -> None:
         await asyncio.sleep(self.behaviour.listen_delay_s)
-        await door.listen()
+        await listening.listen()
 
     async def _end(self) -> None:
         """Close what is open, and see the last requests counted."""
@@ -125,12 +125,12 @@ class SimulatedEngine:
         with suppress(TimeoutError):
             await self.until(_idle, within_s=LAST_REQUESTS_S)
 
-    def _close_door(self, *, unlink: bool) -> None:
+    def _close_socket(self, *, unlink: bool) -> None:
         if self._opening is not None:
             self._opening.cancel()
-        if self._door is not None:
-            self._door.close(unlink=unlink)
-            self._door = None
+        if self._socket is not None:
+            self._socket.close(unlink=unlink)
+            self._socket = None
 
 
 async def start_engine(spec: EngineSpec, behaviour: Behaviour | None = None) -> SimulatedEngine:

@@ -41,7 +41,7 @@ class GrpcFront:
 
     async def start(self) -> None:
         """Start grpcio's server. It is reached through `connection` only."""
-        self._server = grpc.aio.server(interceptors=[_Doorkeeper(self._core)], options=SERVER_OPTIONS)
+        self._server = grpc.aio.server(interceptors=[_Interceptor(self._core)], options=SERVER_OPTIONS)
         self._server.add_generic_rpc_handlers(tuple(self._handlers()))
         self._server.add_insecure_port(f"unix-abstract:{self._address}")
         await self._server.start()
@@ -95,7 +95,7 @@ class GrpcFront:
                 return message.SerializeToString()
 
 
-class _Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpcio has no types
+class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpcio has no types
     """Counts every RPC, known or not, lets it wait, and asks for the key."""
 
     def __init__(self, core: EngineCore) -> None:

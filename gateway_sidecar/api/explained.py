@@ -134,7 +134,7 @@ def _socket(service: Service, tenure: Tenure) -> chain.Socket:
         path=str(tenure.sighting.socket),
         tunnel=None if tunnel is None else str(tunnel),
         tunnel_problem=None if path is None or path.is_up else str(far or path),
-        problem=tenure.notes.pin_problem,
+        problem=tenure.notes.handle_problem,
         notes_read=tenure.notes.read,
         notes_problem=tenure.notes.problem,
     )

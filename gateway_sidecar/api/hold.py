@@ -32,7 +32,7 @@ async def serve_hold(daemon: Daemon, path: Path) -> UnixServer:
     app = web.Application()
     app[_DAEMON] = daemon
     app.router.add_route("*", "/{path:.*}", _hold)
-    # As many as may wait: the waiting room itself has a bound for each service, and nginx alone connects.
+    # As many as may wait: the hold itself has a bound for each service, and nginx alone connects.
     server = UnixServer(BoundedServer(app, most=None, handler_cancellation=True), path, backlog=4096)
     await server.open()
     return server

@@ -21,11 +21,11 @@ _HEADINGS = ("certificate", "names", "expires", "services here")
 
 def put(arguments: argparse.Namespace) -> int:
     """Writes one, which is in force at every gateway then."""
-    pair = read_certificate(arguments.cert, arguments.key, today())
+    it = read_certificate(arguments.cert, arguments.key, today())
     client = _client(arguments)
     found = _find(client.stored_certificates(), arguments.name)
-    _write(client, arguments.name, pair.pem.decode("utf-8", "replace"), None if found is None else found["revision"])
-    print(f"{arguments.name}: for {', '.join(pair.names) or 'no name'}, until {shown_at(pair.expires_at)}")
+    _write(client, arguments.name, it.pem.decode("utf-8", "replace"), None if found is None else found["revision"])
+    print(f"{arguments.name}: for {', '.join(it.names) or 'no name'}, until {shown_at(it.expires_at)}")
     return 0
 
 

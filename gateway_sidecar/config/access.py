@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from gateway_sidecar.config.frontend_values import parse_prefix
-from gateway_sidecar.config.part import Part
+from gateway_sidecar.config.section import Section
 from gateway_sidecar.config.values import show
 from gateway_sidecar.domain.model import Access
 
@@ -32,7 +32,7 @@ _PathValue = Annotated[str, AfterValidator(_path), WithJsonSchema({"type": "stri
 _PrefixValue = Annotated[str, AfterValidator(_prefix), WithJsonSchema({"type": "string", "pattern": "^/"})]
 
 
-class AccessPart(Part):
+class AccessSection(Section):
     """How an engine is reached and asked for its health, where its own answers do not show it."""
 
     path: _PathValue | None = Field(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
-from gateway_sidecar.config.part import Part
+from gateway_sidecar.config.section import Section
 from gateway_sidecar.config.values import parse_directory, parse_endpoint, show
 
 _TO_TEXT = PlainSerializer(str, return_type=str)
@@ -49,7 +49,7 @@ SyslogValue = Annotated[
 ]
 
 
-class AccessLogSettings(Part):
+class AccessLogSettings(Section):
     """Where the lines of services with `frontend.access_log` go: one file for all of them, or syslog."""
 
     directory: DirectoryValue | None = Field(

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, PlainValidator, WithJsonSchema, field_validator
 
 from gateway_sidecar.config.frontend import FileValue
-from gateway_sidecar.config.part import Part
+from gateway_sidecar.config.section import Section
 from gateway_sidecar.config.values import NotTextError, show
 
 
@@ -45,7 +45,7 @@ EmailValue = Annotated[
 ]
 
 
-class EabSettings(Part):
+class EabSettings(Section):
     """External account binding: a key by which the certificate authority knows whose account is made."""
 
     key_id: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[!-~]+$")] = Field(
@@ -58,7 +58,7 @@ class EabSettings(Part):
     )
 
 
-class AcmeSettings(Part):
+class AcmeSettings(Section):
     """The ACME server that issues the certificates of frontends with `tls: {acme: true}`, and the account there."""
 
     directory: DirectoryUrlValue = Field(

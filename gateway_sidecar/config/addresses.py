@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, field_validator, model_validator
 
 from gateway_sidecar.config.frontend import AddressValue, FrontendSettings
-from gateway_sidecar.config.part import Part
+from gateway_sidecar.config.section import Section
 from gateway_sidecar.config.values import NAME_PATTERN, NotTextError, parse_name, show
 
 MODEL_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._:/@+=,~-]{0,255}$"
@@ -36,7 +36,7 @@ ServiceValue = Annotated[str, PlainValidator(parse_name), WithJsonSchema({"type"
 _SHORT = {"type": "string", "pattern": NAME_PATTERN}
 
 
-class TargetSettings(Part):
+class TargetSettings(Section):
     """A service, and what the model is called there."""
 
     service: ServiceValue = Field(description="The service that gets the requests.", examples=["chat"])
@@ -62,7 +62,7 @@ class WeightedSettings(TargetSettings):
 FallbackValue = Annotated[TargetSettings, BeforeValidator(_spelt_out, json_schema_input_type=TargetSettings | str)]
 
 
-class ModelSettings(Part):
+class ModelSettings(Section):
     """Where the requests for one model go. `NAME: SERVICE` is short for `NAME: {service: SERVICE}`."""
 
     service: ServiceValue | None = Field(
@@ -112,7 +112,7 @@ class ModelSettings(Part):
 ModelTarget = Annotated[ModelSettings, BeforeValidator(_spelt_out, json_schema_input_type=ModelSettings | str)]
 
 
-class AddressSettings(Part):
+class AddressSettings(Section):
     """One address for the models of several services."""
 
     name: ServiceValue = Field(

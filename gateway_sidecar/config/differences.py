@@ -15,6 +15,7 @@ FIXED = (
     "run_dir",
     "access_log",
     "usage",
+    "nginx",
     "bridges",
     "peers",
     "router_ports",

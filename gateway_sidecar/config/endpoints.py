@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, model_validator
 
-from gateway_sidecar.config.part import Part
-from gateway_sidecar.config.part import number as _number
+from gateway_sidecar.config.section import Section
+from gateway_sidecar.config.section import number as _number
 from gateway_sidecar.config.values import parse_bridge_host, parse_file, show
 
 _MODE = r"^0[0-7]{3}$"
@@ -23,7 +23,7 @@ def _mode(value: str) -> str:
     return value
 
 
-class EndpointsSettings(Part):
+class EndpointsSettings(Section):
     """One file of the service's replicas over HTTP, for a router that the daemon does not run."""
 
     path: Annotated[str, PlainValidator(parse_file), WithJsonSchema({"type": "string", "pattern": "^/"})] = Field(
@@ -42,11 +42,11 @@ class EndpointsSettings(Part):
         " `bridges.host`, or the address that a replica is advertised under.",
         examples=["10.0.0.5"],
     )
-    settle_s: float = _number(
+    read_within_s: float = _number(
         15.0,
         0,
         600,
-        "The router has read a changed file after this time. A replica that is no longer in the file counts as out of"
+        "The router reads a changed file within this time. A replica that is no longer in the file counts as out of"
         " rotation only then. Envoy and llm-d need a second; production-stack looks every 10 s.",
     )
     mode: Annotated[str, AfterValidator(_mode), WithJsonSchema({"type": "string", "pattern": _MODE})] = Field(

@@ -38,7 +38,7 @@ from gateway_sidecar.config.frontend_values import (
     parse_server_name,
     parse_stored_name,
 )
-from gateway_sidecar.config.part import Part
+from gateway_sidecar.config.section import Section
 from gateway_sidecar.config.values import Endpoint, parse_endpoint, parse_path, show
 
 _PATTERN_OF_PATH = r"^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+$"
@@ -111,7 +111,7 @@ def _list(**more: Any) -> Any:
     return Field(default=(), **more)
 
 
-class TlsSettings(Part):
+class TlsSettings(Section):
     """A certificate and its key: from files, from the store, or by ACME. A changed one is taken in without a reload."""
 
     certificate: FileValue | None = Field(
@@ -187,14 +187,14 @@ class TlsSettings(Part):
         return f"certificate '{self.store}' of the store" if self.store is not None else str(self.certificate)
 
     @property
-    def pair(self) -> tuple[Path, Path]:
+    def certificate_files(self) -> tuple[Path, Path]:
         """The files of certificate and key. Of `store` they are known to `Settings`, of `acme` to `control`."""
         assert self.certificate is not None
         assert self.key is not None
         return self.certificate, self.key
 
 
-class CorsSettings(Part):
+class CorsSettings(Section):
     """Browsers that run a page of another origin."""
 
     origins: Annotated[tuple[OriginValue, ...], Field(strict=False)] = Field(
@@ -214,7 +214,7 @@ class CorsSettings(Part):
         return value
 
 
-class AuthSettings(Part):
+class AuthSettings(Section):
     """Authentication: by keys in a file, by keys in the store, or by another server. One of the three."""
 
     keys_file: FileValue | None = Field(
@@ -287,7 +287,7 @@ class AuthSettings(Part):
         return self.keep_s > 0 or self.stale_s > 0
 
 
-class LimitSettings(Part):
+class LimitSettings(Section):
     """How often, and how often at once, one client may ask. All limits of a service hold together."""
 
     per: PerValue = Field(
@@ -330,7 +330,7 @@ class LimitSettings(Part):
         return self
 
 
-class UsageSettings(Part):
+class UsageSettings(Section):
     """Counting requests and tokens by key and model: `usage: {}` counts. It needs nginx's Lua module."""
 
     ask: bool = Field(
@@ -341,7 +341,7 @@ class UsageSettings(Part):
     )
 
 
-class FrontendSettings(Part):
+class FrontendSettings(Section):
     """The service's address as a frontend that clients elsewhere may be given."""
 
     listen: Annotated[tuple[AddressValue, ...], Field(strict=False)] = _list(

@@ -20,17 +20,17 @@ from pydantic import (
     model_validator,
 )
 
-from gateway_sidecar.config.access import AccessPart
+from gateway_sidecar.config.access import AccessSection
 from gateway_sidecar.config.access_log import AccessLogSettings
 from gateway_sidecar.config.acme import AcmeSettings
 from gateway_sidecar.config.addresses import AddressSettings
 from gateway_sidecar.config.endpoints import EndpointsSettings
 from gateway_sidecar.config.frontend import FrontendSettings, PrefixValue, ServerNameValue
-from gateway_sidecar.config.part import Part
-from gateway_sidecar.config.part import number as _number
 from gateway_sidecar.config.places import RUN_DIR, STATE_DIR, stored_certificates_in, stored_keys_in
 from gateway_sidecar.config.router import CommandValue, RouterValue, default_router
 from gateway_sidecar.config.scaling import ScalingSettings
+from gateway_sidecar.config.section import Section
+from gateway_sidecar.config.section import number as _number
 from gateway_sidecar.config.store import StoreValue
 from gateway_sidecar.config.tunnels import SshDefaults
 from gateway_sidecar.config.values import (
@@ -102,7 +102,7 @@ NetworkValue = Annotated[
 NameValue = Annotated[str, PlainValidator(parse_name), WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})]
 
 
-class LogSettings(Part):
+class LogSettings(Section):
     """The daemon's own log, on standard error."""
 
     format: Literal["auto", "json", "console"] = Field(
@@ -113,7 +113,7 @@ class LogSettings(Part):
     )
 
 
-class MetricsSettings(Part):
+class MetricsSettings(Section):
     """Prometheus metrics, `/healthz`, `/readyz` and the live page."""
 
     listen: EndpointValue | None = Field(
@@ -140,7 +140,7 @@ class MetricsSettings(Part):
         return self.page and self.listen is not None
 
 
-class AdminTlsSettings(Part):
+class AdminTlsSettings(Section):
     """The certificate of the admin API, and the CA of its clients. PEM files; read again at each reload."""
 
     certificate: FileValue = Field(
@@ -157,7 +157,7 @@ class AdminTlsSettings(Part):
     )
 
 
-class AdminSettings(Part):
+class AdminSettings(Section):
     """The admin API over TCP, beside `admin.sock`; with mutual TLS, 1.2 or later, and in no other way."""
 
     listen: EndpointValue = Field(
@@ -167,8 +167,8 @@ class AdminSettings(Part):
     tls: AdminTlsSettings
 
 
-class BridgeSettings(Part):
-    """The nginx that leads from TCP ports to replica sockets, and from service addresses to routers."""
+class BridgeSettings(Section):
+    """The TCP ports that lead to replica sockets: a router's workers."""
 
     host: BridgeHostValue = Field(
         default="127.0.0.1",
@@ -200,12 +200,17 @@ class BridgeSettings(Part):
         " The services share the range in equal parts. Keep the range out of the kernel's ephemeral ports.",
         examples=["24001-24999"],
     )
-    nginx: CommandValue = Field(
+
+
+class NginxProgramSettings(Section):
+    """The nginx that leads from bridges to replica sockets, and from service addresses to routers."""
+
+    command: CommandValue = Field(
         default="nginx",
         description="The nginx program: a name in PATH or an absolute path.",
         examples=["nginx"],
     )
-    nginx_workers: Literal["auto"] | int = Field(
+    workers: Literal["auto"] | int = Field(
         default="auto",
         description="The number of nginx's worker processes. `auto` is one for each CPU that the daemon may use by"
         " affinity and control groups, and 16 at most.",
@@ -219,7 +224,7 @@ class BridgeSettings(Part):
         " flight. Together they may take this much room. A request whose body would exceed it gets 429.",
     )
 
-    @field_validator("nginx_workers", mode="before")
+    @field_validator("workers", mode="before")
     @classmethod
     def _workers(cls, value: object) -> object:
         if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 256):
@@ -227,7 +232,7 @@ class BridgeSettings(Part):
         raise ValueError(f"{show(value)} is not a number of processes; use auto, or 1 to 256")
 
 
-class PeersSettings(Part):
+class PeersSettings(Section):
     """Replicas that their peers must find under an address of their own: `advertise` in a `<replica>.yaml`."""
 
     interface: InterfaceValue = Field(
@@ -245,7 +250,7 @@ class PeersSettings(Part):
     )
 
 
-class UsageKeepingSettings(Part):
+class UsageKeepingSettings(Section):
     """How long the use of services with `frontend.usage` is kept."""
 
     keep_days: int = Field(
@@ -256,7 +261,7 @@ class UsageKeepingSettings(Part):
     )
 
 
-class _Replicas(Part):
+class _Replicas(Section):
     """What all sources together are held to."""
 
     if TYPE_CHECKING:
@@ -290,7 +295,7 @@ else:
     ReplicaSettings = _replica_settings()
 
 
-class ProbeSettings(Part):
+class ProbeSettings(Section):
     """Asking a replica what it is."""
 
     timeout_s: float = _number(
@@ -302,7 +307,7 @@ class ProbeSettings(Part):
     )
 
 
-class HealthSettings(AccessPart):
+class HealthSettings(AccessSection):
     """Asking replicas for their health, which also finds those that hang: they accept connections and never answer."""
 
     interval_s: float = _number(10.0, 0.5, 3600, "The time from one health question to the next.")
@@ -318,14 +323,14 @@ class HealthSettings(AccessPart):
     )
 
 
-class RefusedSettings(Part):
+class RefusedSettings(Section):
     """Finding replicas whose socket file is left with nobody listening."""
 
     failures: int = _number(3, 1, 100, "A replica is taken out after this many refused connections in a row.")
     over_s: float = _number(0.5, 0, 60, "The refused connections in a row must also span this time.")
 
 
-class DrainSettings(Part):
+class DrainSettings(Section):
     """Letting requests in flight finish before a replica goes."""
 
     timeout_s: float = _number(
@@ -353,7 +358,7 @@ class DrainSettings(Part):
     )
 
 
-class LeaveSettings(Part):
+class LeaveSettings(Section):
     """How the gateway leaves, with `gateway-sidecar leave`."""
 
     quiet_s: float = _number(
@@ -376,8 +381,8 @@ class LeaveSettings(Part):
     )
 
 
-class HoldSettings(Part):
-    """The waiting room: requests that come while the router is away, or no replica serves, wait and then go on."""
+class HoldSettings(Section):
+    """The hold: requests that come while the router is away, or no replica serves, wait and then go on."""
 
     timeout_s: float = _number(
         30.0, 0, 3600, "A request waits this long for a router. Then it gets 503 with Retry-After."
@@ -397,7 +402,7 @@ class HoldSettings(Part):
     )
 
 
-class ServiceSettings(Part):
+class ServiceSettings(Section):
     """One inference service: a stable address, one router, any number of replicas."""
 
     name: NameValue = Field(
@@ -438,7 +443,7 @@ def _metrics_off(value: object) -> object:
     return {"listen": None} if value is None or value is False else value
 
 
-class Settings(Part):
+class Settings(Section):
     """The whole configuration of one daemon."""
 
     state_dir: DirectoryValue = Field(
@@ -463,6 +468,7 @@ class Settings(Part):
         2.0, 0.2, 60, "Every socket pattern is listed again this often, whatever inotify reports or misses."
     )
     leave: LeaveSettings = LeaveSettings()
+    nginx: NginxProgramSettings = NginxProgramSettings()
     bridges: BridgeSettings = BridgeSettings()
     peers: PeersSettings = PeersSettings()
     router_ports: PortsValue = Field(

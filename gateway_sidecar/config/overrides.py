@@ -24,9 +24,9 @@ from pydantic import (
     model_validator,
 )
 
-from gateway_sidecar.config.access import AccessPart
+from gateway_sidecar.config.access import AccessSection
 from gateway_sidecar.config.build import build
-from gateway_sidecar.config.part import Part, entry_schema
+from gateway_sidecar.config.section import Section, entry_schema
 from gateway_sidecar.config.text_file import FileText, read_file
 from gateway_sidecar.config.values import Endpoint, NotTextError, parse_peer_address, show
 from gateway_sidecar.config.yamltree import Problem, Tree, read_tree
@@ -67,7 +67,7 @@ _NAMES = {"type": "array", "items": _NAME, "minItems": 1, "maxItems": MOST_NAMES
 ModelNames = Annotated[tuple[str, ...], PlainValidator(parse_names), WithJsonSchema({"anyOf": [_NAME, _NAMES]})]
 
 
-class OverridesFile(Part):
+class OverridesFile(Section):
     """The keys of a `<replica>.yaml`."""
 
     labels: dict[str, str] = Field(
@@ -105,8 +105,8 @@ class OverridesFile(Part):
         " must use these names, and the engine receives them.",
         examples=["qwen3-32b", ["qwen3-32b", "qwen3"]],
     )
-    health: AccessPart = Field(
-        default=AccessPart(),
+    health: AccessSection = Field(
+        default=AccessSection(),
         description="How this engine is reached and asked, where that differs from the service's `health`.",
         examples=[{"prefix": "/v3"}],
     )

@@ -21,8 +21,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
-from gateway_sidecar.config.part import Part
-from gateway_sidecar.config.part import number as _number
+from gateway_sidecar.config.section import Section
+from gateway_sidecar.config.section import number as _number
 from gateway_sidecar.config.values import parse_command, show
 from gateway_sidecar.domain.similar import did_you_mean
 from gateway_sidecar.kinds import ROUTERS
@@ -43,7 +43,7 @@ def _without_nul(value: str) -> str:
 EnvironmentValue = Annotated[str, AfterValidator(_without_nul)]
 
 
-class RouterSettings(Part):
+class RouterSettings(Section):
     """What every kind of router has.
 
     A kind's own settings extend it: its name as the one `type`, a default for `command`, what else it takes.

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator
 
-from gateway_sidecar.config.part import Part, number
+from gateway_sidecar.config.section import Section, number
 from gateway_sidecar.config.values import show
 from gateway_sidecar.config.yamltree import Problem, Tree, path_text
 
@@ -28,7 +28,7 @@ def _check_url(value: str) -> str:
 UrlValue = Annotated[str, AfterValidator(_check_url), Field(json_schema_extra={"pattern": _URL.pattern})]
 
 
-class HookSettings(Part):
+class HookSettings(Section):
     """The hook that receives a changed recommendation. Only the newest one is sent."""
 
     command: Annotated[tuple[str, ...], Field(strict=False)] | None = Field(
@@ -63,7 +63,7 @@ class HookSettings(Part):
         return value
 
 
-class RoleScaling(Part):
+class RoleScaling(Section):
     """What differs for one role of a prefill/decode pair; what is left out is as for the service."""
 
     metric: MetricName | None = Field(default=None, description="As `scaling.metric`, for this role.")
@@ -72,7 +72,7 @@ class RoleScaling(Part):
     max: Count | None = Field(default=None, description="As `scaling.max`, for this role.")
 
 
-class ScalingSettings(Part):
+class ScalingSettings(Section):
     """How many replicas there should be. The daemon starts none: it says so, and tells a hook."""
 
     metric: MetricName = Field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway_sidecar.config.models import Settings
-from gateway_sidecar.config.part import SchemaGenerator
+from gateway_sidecar.config.section import SchemaGenerator
 
 
 def config_schema() -> dict[str, Any]:

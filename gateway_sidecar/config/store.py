@@ -20,9 +20,9 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from gateway_sidecar.config.part import Part
-from gateway_sidecar.config.part import number as _number
 from gateway_sidecar.config.router import OfItsKind
+from gateway_sidecar.config.section import Section
+from gateway_sidecar.config.section import number as _number
 from gateway_sidecar.config.values import NAME_PATTERN, parse_name, parse_own_address
 from gateway_sidecar.kinds import STORES
 
@@ -34,7 +34,7 @@ AddressOfGateway = Annotated[
 ]
 
 
-class StoreSettings(Part):
+class StoreSettings(Section):
     """What several gateways share, which makes them one fleet: a store of one of these kinds."""
 
     gateway: GatewayName | None = Field(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
-from gateway_sidecar.config.part import Part
+from gateway_sidecar.config.section import Section
 from gateway_sidecar.config.values import parse_path, show, text_in
 from gateway_sidecar.domain.tunnels import AGENT_OF_ENVIRONMENT, SshRoute, SshServer, Tunnel
 
@@ -113,7 +113,7 @@ _AGENT_TEXT = (
 _KNOWN_TEXT = f"A file of the keys that hosts must have. By default it is `{_SYSTEM_KNOWN_HOSTS}`."
 
 
-class SshServerSettings(Part):
+class SshServerSettings(Section):
     """One SSH server, and how both sides prove who they are."""
 
     host: HostValue = Field(description="The server's name or address.", examples=["gpu7.example.net"])
@@ -135,7 +135,7 @@ class SshServerSettings(Part):
 JumpValue = Annotated[tuple[SshServerSettings, ...], Field(strict=False)]
 
 
-class SshDefaults(Part):
+class SshDefaults(Section):
     """What SSH replicas of a service, and the servers they jump over, have in common."""
 
     port: int = Field(default=22, ge=1, le=65535, description="The SSH port of servers that name none.")

@@ -373,7 +373,7 @@ def rpc_failure(asked: str, answer: RpcAnswer) -> str:
 
 
 def decisive(result: ProbeResult | NoAnswer) -> bool:
-    """Whether one side's result settles the matter: what is Foreign as HTTP may be an engine over gRPC."""
+    """Whether one side's result decides: what is Foreign as HTTP may be an engine over gRPC."""
     return not isinstance(result, NoAnswer | Foreign)
 
 

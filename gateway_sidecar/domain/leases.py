@@ -150,7 +150,7 @@ class PortLeases:
             self._free.append(port)
 
     def quarantine(self, port: int, until: float = 0.0, *, service: str = _NOBODY) -> None:
-        """Takes a free port out of use until it settles (a port that was in use before a restart)."""
+        """Takes a free port out of use until nobody is connected to it (a port that was in use before a restart)."""
         if port in self._range and port not in self._owners and port not in self._quarantined:
             self._free.remove(port)
             self._hold(port, service)

@@ -22,7 +22,7 @@ def text(fields: Fields, key: str) -> str | None:
     return name(fields.get(key))
 
 
-def part(fields: Fields, key: str) -> Fields:
+def nested(fields: Fields, key: str) -> Fields:
     """A nested object, or an empty one."""
     value = fields.get(key)
     return value if isinstance(value, Mapping) else {}
@@ -38,7 +38,7 @@ def whole(fields: Fields, key: str, largest: int) -> int | None:
 
 def started_at(fields: Fields) -> str | None:
     """When the server was started, by its own clock: a protobuf Timestamp in `start_time`."""
-    seconds = part(fields, "start_time").get("seconds")
+    seconds = nested(fields, "start_time").get("seconds")
     return f"started at {seconds}" if isinstance(seconds, int) else None
 
 

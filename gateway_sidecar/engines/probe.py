@@ -4,7 +4,7 @@ It returns a verdict within the deadline. It raises only cancellation, leaves no
 nothing from one probe to the next, since an address may then lead to another occupant. Words of the engine in a verdict
 are safe to show (`printable`).
 
-HTTP is asked first, since the first bytes of the answer show the protocol. Where they are not HTTP/1, or HTTP settles
+HTTP is asked first, since the first bytes of the answer show the protocol. Where they are not HTTP/1, or HTTP decides
 nothing, gRPC is asked next. After `HEDGE_S` of silence both are asked at the same time, and the first that gets through
 decides.
 """
@@ -230,7 +230,7 @@ class _FirstSight:
         return Unknown(f"no answer to {asked} within {self._timeout_s:g} s" + begun * "; asked again", begun=begun)
 
     async def _in_turn(self, http: UnixHttp) -> ProbeResult:
-        """Ask gRPC where HTTP settles nothing: its first bytes are there, so it is told at once if they are others'."""
+        """Ask gRPC where HTTP decides nothing: its first bytes are there, so it is told at once if they are others'."""
         as_http = await self._ask_http(http)
         if decisive(as_http):
             return judge((as_http,), http.protocol)

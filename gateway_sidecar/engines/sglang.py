@@ -9,7 +9,7 @@ from gateway_sidecar.domain.discovery import HttpAnswer, ModelList, document, ne
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Unknown, WorkerType
 from gateway_sidecar.engines._pb import sglang_pb2
 from gateway_sidecar.engines.dialect import Engine, GrpcDialect, HttpDialect, MetricsPage, Rpc, loads_of
-from gateway_sidecar.engines.fields import Fields, dp_size, part, port, started_at, text, worker_type_by_mode
+from gateway_sidecar.engines.fields import Fields, dp_size, nested, port, started_at, text, worker_type_by_mode
 
 NAME = "sglang"
 DYNAMO = "nvidia"
@@ -62,7 +62,7 @@ def read_http(models: ModelList, answers: tuple[HttpAnswer, ...]) -> EngineFacts
 
 def read_grpc(server_info: Fields, model_info: Fields) -> EngineFacts | Unknown:
     """Read both info answers. SGLang serves under its model path where it was given no other name."""
-    server_args = part(server_info, "server_args")
+    server_args = nested(server_info, "server_args")
     if not server_args:
         return Unknown("says it is SGLang, but GetServerInfo has no server_args and so tells no role")
     model = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Unknown, WorkerType
 from gateway_sidecar.engines._pb import tokenspeed_pb2
 from gateway_sidecar.engines.dialect import Engine, GrpcDialect, Rpc, loads_of
-from gateway_sidecar.engines.fields import Fields, dp_size, part, port, started_at, text, worker_type_by_mode
+from gateway_sidecar.engines.fields import Fields, dp_size, nested, port, started_at, text, worker_type_by_mode
 
 NAME = "tokenspeed"
 SERVICE = "tokenspeed.grpc.scheduler.TokenSpeedScheduler"
@@ -19,7 +19,7 @@ _HAS_BOOTSTRAP = (WorkerType.PREFILL, WorkerType.ENCODE)
 
 def read_grpc(server_info: Fields, model_info: Fields) -> EngineFacts | Unknown:
     """Read both info answers."""
-    server_args = part(server_info, "server_args")
+    server_args = nested(server_info, "server_args")
     if not server_args:
         return Unknown("says it is TokenSpeed, but GetServerInfo has no server_args and so tells no role")
     worker_type = worker_type_by_mode(server_args)

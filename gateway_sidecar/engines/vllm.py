@@ -9,7 +9,7 @@ from gateway_sidecar.domain.discovery import HttpAnswer, ModelList, document, ne
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Unknown, WorkerSpec, WorkerType
 from gateway_sidecar.engines._pb import vllm_pb2
 from gateway_sidecar.engines.dialect import Engine, GrpcDialect, HttpDialect, MetricsPage, Rpc
-from gateway_sidecar.engines.fields import Fields, dp_size, part, text, worker_type_by_kv_role
+from gateway_sidecar.engines.fields import Fields, dp_size, nested, text, worker_type_by_kv_role
 
 NAME = "vllm"
 SERVICE = "vllm.grpc.engine.VllmEngine"
@@ -27,8 +27,8 @@ def read_http(models: ModelList, answers: tuple[HttpAnswer, ...]) -> EngineFacts
     if info.status not in (200, 404):
         return Unknown(f"says it is vLLM, but /server_info answers {info.status}, so its role is not known")
     told = document(info) if info.status == 200 else {}
-    config = part(told, "vllm_config") if isinstance(told, dict) else {}
-    transfer = part(config, "kv_transfer_config")
+    config = nested(told, "vllm_config") if isinstance(told, dict) else {}
+    transfer = nested(config, "kv_transfer_config")
     worker_type = worker_type_by_kv_role(transfer)
     if isinstance(worker_type, Unknown):
         return worker_type
@@ -42,7 +42,7 @@ def read_http(models: ModelList, answers: tuple[HttpAnswer, ...]) -> EngineFacts
         kv_connector=text(transfer, "kv_connector"),
         kv_role=text(transfer, "kv_role"),
         kv_engine_id=text(transfer, "engine_id"),
-        dp_size=dp_size(part(config, "parallel_config"), "data_parallel_size"),
+        dp_size=dp_size(nested(config, "parallel_config"), "data_parallel_size"),
     )
 
 

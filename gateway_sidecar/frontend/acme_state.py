@@ -23,7 +23,7 @@ from gateway_sidecar.domain.store_memory import NOT_OURS
 from gateway_sidecar.errors import AcmeError, FrontendError
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import replace_file, unfinished
-from gateway_sidecar.frontend.certificate import prove_pair, read_certificate, validity_in
+from gateway_sidecar.frontend.certificate import prove_certificate, read_certificate, validity_in
 
 _ID_DIGITS = 12  # 48 bits of a SHA-256: certificates of the same first name do not meet by chance.
 _NAME_LENGTH = 200  # A host name may have 253 characters, and a file's 255.
@@ -106,7 +106,7 @@ class AcmeState:
         """Raises AcmeError if the key does not fit, or a name, or the certificate or its issuer's has expired."""
         now = max(now, (validity_in(pem) or (now,))[0])
         try:
-            it = prove_pair(pem, now)
+            it = prove_certificate(pem, now)
         except FrontendError as error:
             why = error.problems[0].partition("; ")[0].partition(": ")[2]
             raise AcmeError(f"what {wanted.directory} issued cannot be used: it {why}") from None
@@ -190,7 +190,7 @@ def _unusable(name: str, content: bytes) -> str:
     """Why a file of another gateway cannot be used; empty if it can."""
     try:
         if name.endswith(".pem"):
-            prove_pair(content, (validity_in(content) or (0.0,))[0])
+            prove_certificate(content, (validity_in(content) or (0.0,))[0])
         elif not isinstance(said := json.loads(content), dict):
             return "is no object"
         elif not name.startswith(_ACCOUNT):

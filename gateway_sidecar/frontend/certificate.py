@@ -1,4 +1,4 @@
-"""A certificate and its key: what is known of a pair that can be served."""
+"""Certificates with their keys: what is known of those that can be served."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def read_certificate(certificate: Path, key: Path, now: float) -> Certificate:
     return Certificate(*x509.read(certificate, key, now))
 
 
-def prove_pair(pem: bytes, now: float) -> Certificate:
+def prove_certificate(pem: bytes, now: float) -> Certificate:
     """One PEM that holds both, and comes from no file. Raises FrontendError as `read_certificate`."""
     from gateway_sidecar.frontend import x509  # As above.
 

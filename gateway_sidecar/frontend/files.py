@@ -12,10 +12,10 @@ from pathlib import Path
 from gateway_sidecar.config import FrontendSettings
 from gateway_sidecar.errors import FrontendError
 from gateway_sidecar.frontend.certificate import covers, names_in, read_certificate, read_client_ca
+from gateway_sidecar.frontend.file_stats import FileStats, changed_at, directories, file_stats
 from gateway_sidecar.frontend.keys import PLAN_LINK, Key, key_of, parse_keys, read_content
 from gateway_sidecar.frontend.last_used import KEPT_EVERY_S, keep_copy, read_copy, read_links
-from gateway_sidecar.frontend.publish import change_keys, publish_client_ca, publish_keys, publish_pair
-from gateway_sidecar.frontend.signature import Signature, changed_at, directories, signature
+from gateway_sidecar.frontend.served_files import change_keys, place_certificate, place_client_ca, place_keys
 
 KEYS, CERTIFICATE, CLIENT_CA = "keys", "certificate", "client_ca"
 _FEW = 100
@@ -32,7 +32,7 @@ class KeysTaken:
 
 
 @dataclass(frozen=True, slots=True)
-class PairTaken:
+class CertificateTaken:
     """What a look made of a certificate and its key.
 
     begins_at, expires_at: seconds since 1970. wrong_for: names of the service that it is not for.
@@ -57,7 +57,7 @@ class Found:
     """What one look brought. None is a part that is as it was; an error is one that cannot be used."""
 
     keys: KeysTaken | FrontendError | OSError | None
-    pair: PairTaken | FrontendError | OSError | None
+    certificate: CertificateTaken | FrontendError | OSError | None
     client_ca: ClientCaTaken | FrontendError | OSError | None
     directories: frozenset[Path]
 
@@ -70,13 +70,13 @@ class FrontendFiles:
 
     def __init__(self, links: Path, pem: Path, client_ca: Path, used: Path | None = None) -> None:
         self._keys = _KeyFile(links, used)
-        self._pair = _PairFiles(pem)
+        self._certificate = _CertificateFiles(pem)
         self._client_ca = _ClientCaFile(client_ca)
 
     def look(self, settings: FrontendSettings, now: float, *, again: Collection[str] = ()) -> Found:
         """Takes in what changed. `again`: parts to be read even if their files are as they were."""
         keys: KeysTaken | FrontendError | OSError | None = None
-        pair: PairTaken | FrontendError | OSError | None = None
+        certificate: CertificateTaken | FrontendError | OSError | None = None
         paths: list[Path] = []
         if settings.auth is not None and settings.auth.keys_file is not None:
             paths.append(settings.auth.keys_file)
@@ -86,11 +86,11 @@ class FrontendFiles:
             except (FrontendError, OSError) as error:
                 keys = error
         if settings.tls is not None:
-            paths += settings.tls.pair
+            paths += settings.tls.certificate_files
             try:
-                pair = self._pair.look(settings, now, again=CERTIFICATE in again)
+                certificate = self._certificate.look(settings, now, again=CERTIFICATE in again)
             except (FrontendError, OSError) as error:
-                pair = error
+                certificate = error
         client_ca: ClientCaTaken | FrontendError | OSError | None = None
         if settings.tls is not None and settings.tls.client_ca is not None:
             paths.append(settings.tls.client_ca)
@@ -98,7 +98,7 @@ class FrontendFiles:
                 client_ca = self._client_ca.look(settings.tls.client_ca, now, again=CLIENT_CA in again)
             except (FrontendError, OSError) as error:
                 client_ca = error
-        return Found(keys, pair, client_ca, directories(paths))
+        return Found(keys, certificate, client_ca, directories(paths))
 
     def keep_uses(self) -> None:
         """Keeps when each key was last used: the links are about to go."""
@@ -108,9 +108,9 @@ class FrontendFiles:
         """The links are gone."""
         self._keys = _KeyFile(self._keys.links, self._keys.used_path)
 
-    def forget_pair(self) -> None:
+    def forget_certificate(self) -> None:
         """The certificate is gone."""
-        self._pair = _PairFiles(self._pair.place)
+        self._certificate = _CertificateFiles(self._certificate.place)
 
     def forget_client_ca(self) -> None:
         """The authorities are gone."""
@@ -123,7 +123,7 @@ class _KeyFile:
         self.used_path = used_path
         self._used: dict[str, float] | None = None
         self._kept_at = 0.0
-        self._read: tuple[Path, Signature] | None = None
+        self._read: tuple[Path, FileStats] | None = None
         self._lines: frozenset[bytes] = frozenset()
         self._line_count = 0
         self._names: set[str] = set()
@@ -131,7 +131,7 @@ class _KeyFile:
         self._there_at: int | None = None
 
     def look(self, file: Path, *, again: bool) -> KeysTaken | None:
-        now = (file, signature(file))
+        now = (file, file_stats(file))
         is_ours = self._there is not None and self._there_at == changed_at(self.links)
         if self._read == now and is_ours and not again:
             return None
@@ -142,7 +142,7 @@ class _KeyFile:
         if taken is None:
             said = parse_keys(content, str(file))
             links = dict(said.links())
-            added, removed = publish_keys(self.links, links, self._there if is_ours else None, self._uses())
+            added, removed = place_keys(self.links, links, self._there if is_ours else None, self._uses())
             self._there, self._names = links, set(said.keys)
             taken = KeysTaken(len(self._names), added, removed)
         self._lines, self._line_count = frozenset(lines), len(lines)
@@ -204,30 +204,31 @@ def _links(keys: Iterable[Key]) -> dict[str, str]:
     return {name: text for key in keys for name, text in key.links()}
 
 
-class _PairFiles:
+class _CertificateFiles:
     def __init__(self, place: Path) -> None:
         self.place = place
-        self._read: tuple[Path, Path, tuple[str, ...], Signature] | None = None
+        self._read: tuple[Path, Path, tuple[str, ...], FileStats] | None = None
 
-    def look(self, settings: FrontendSettings, now: float, *, again: bool) -> PairTaken | None:
+    def look(self, settings: FrontendSettings, now: float, *, again: bool) -> CertificateTaken | None:
         assert settings.tls is not None
-        chain, key = settings.tls.pair
+        chain, key = settings.tls.certificate_files
         if settings.tls.acme and not chain.exists():
             return None  # It is being ordered.
         if settings.tls.store is not None and not chain.exists():
             name = settings.tls.store
             cure = f"put it there with `gateway-sidecar certificate put {name} --cert FILE --key FILE`"
             raise FrontendError([f"the store has no certificate '{name}'; {cure}"])
-        seen = (chain, key, settings.server_names, signature(chain, key))
+        seen = (chain, key, settings.server_names, file_stats(chain, key))
         if self._read == seen and not again and self.place.exists():
             return None
         self._read = seen
-        pair = read_certificate(chain, key, now)
-        wrong_for = tuple(name for name in settings.server_names if not pair.covers(name))
+        found = read_certificate(chain, key, now)
+        wrong_for = tuple(name for name in settings.server_names if not found.covers(name))
         served = self._served()
-        if wrong_for and served and served != pair.pem and _is_for(served, settings.server_names):
+        if wrong_for and served and served != found.pem and _is_for(served, settings.server_names):
             raise FrontendError([f"{chain}: is not for {', '.join(wrong_for)}; put the certificate of that name there"])
-        return PairTaken(pair.begins_at, pair.expires_at, publish_pair(self.place, pair.pem), wrong_for)
+        is_new = place_certificate(self.place, found.pem)
+        return CertificateTaken(found.begins_at, found.expires_at, is_new, wrong_for)
 
     def _served(self) -> bytes | None:
         try:
@@ -239,15 +240,15 @@ class _PairFiles:
 class _ClientCaFile:
     def __init__(self, place: Path) -> None:
         self.place = place
-        self._read: tuple[Path, Signature] | None = None
+        self._read: tuple[Path, FileStats] | None = None
 
     def look(self, file: Path, now: float, *, again: bool) -> ClientCaTaken | None:
-        seen = (file, signature(file))
+        seen = (file, file_stats(file))
         if self._read == seen and not again and self.place.exists():
             return None
         self._read = seen
         pem, certificates = read_client_ca(file, now)
-        return ClientCaTaken(certificates, publish_client_ca(self.place, pem))
+        return ClientCaTaken(certificates, place_client_ca(self.place, pem))
 
 
 def _is_for(pem: bytes, names: Iterable[str]) -> bool:

@@ -20,18 +20,18 @@ from gateway_sidecar.frontend.certificate import shown_at
 _MOST_BYTES = 1024 * 1024  # A choice: a chain has some KB, and Debian's bundle of all authorities 220 KB.
 
 
-Pair = tuple[bytes, float, float, float, tuple[str, ...]]
-"""What `Certificate` says of a pair."""
+Fields = tuple[bytes, float, float, float, tuple[str, ...]]
+"""What `Certificate` says."""
 _Where = Path | str
 """A file, or in words what it was given as."""
 
 
-def read(certificate: Path, key: Path, now: float) -> Pair:
+def read(certificate: Path, key: Path, now: float) -> Fields:
     """Two files, or one that holds both. Raises FrontendError."""
     return prove(_read(certificate), _read(key, secret=True), certificate, key, now)
 
 
-def prove(chain_text: bytes, key_text: bytes, certificate: _Where, key: _Where, now: float) -> Pair:
+def prove(chain_text: bytes, key_text: bytes, certificate: _Where, key: _Where, now: float) -> Fields:
     """What was read there. Raises FrontendError."""
     try:
         chain = x509.load_pem_x509_certificates(chain_text)

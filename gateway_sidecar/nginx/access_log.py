@@ -33,21 +33,21 @@ class AccessLog:
         self.path = settings.file(state_dir)
         self._reopen = reopen
         self._thread = OwnThread("access log")
-        self._wanted = False
+        self._is_on = False
         self._is_open = False
         self.trouble = ""
         self.target: str | None = None
 
-    async def want(self, *, wanted: bool) -> None:
+    async def switch(self, *, on: bool) -> None:
         """Whether any service logs: nothing is made where none does."""
-        was, self._wanted = self._wanted, wanted
-        if wanted != was:
+        was, self._is_on = self._is_on, on
+        if on != was:
             self._is_open = False
             await self.look()
 
     async def look(self) -> None:
         """Makes the file if it is not there, rotates it if it has grown too long. Never raises."""
-        if not self._wanted:
+        if not self._is_on:
             self.trouble, self.target = "", None
             return
         if self._settings.syslog is not None:

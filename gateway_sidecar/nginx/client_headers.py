@@ -20,7 +20,7 @@ BRIDGE = "X-Gateway-Bridge"
 it."""
 
 WAITED = "X-Gateway-Waited"
-"""In which the waiting room says how long a request waited, for the access log."""
+"""In which the hold says how long a request waited, for the access log."""
 
 CREDENTIALS = ("Authorization", *KEYS)
 

@@ -99,7 +99,7 @@ _RECORD_LINE = 1000  # nginx takes no comment of more than 4096 bytes
 _SAID = re.compile(rf"([0-9a-f]{{{_NUMBER_DIGITS}}}) (run|state)(?: ([0-9]{{1,5}}) ([0-9a-f]+))?")
 _SPARE = 64  # files that nginx opens for itself
 _HOLD_MARGIN_S = 5
-"""The waiting room answers in time. Should nobody be there to, nginx does so a little later."""
+"""The hold answers in time. Should nobody be there to, nginx does so a little later."""
 
 _WORDS: dict[str, object] = {
     "alive_socket": ALIVE,
@@ -153,7 +153,7 @@ class ServiceAddress:
 
     paths, headers: what the routers there take, and heed; of several kinds while one takes the place of another, and
         at a shared address.
-    hold_s: how long a request may be kept in the waiting room.
+    hold_s: how long a request may be kept waiting in the hold.
     dispatch: of a shared address, which service a request goes to.
     client_ca: the number of the authorities of client certificates that nginx is to read; empty where there are none.
     """
@@ -388,10 +388,10 @@ class NginxConfig:
     bridge_key: what a router shows the bridges of HTTP engines. bridge_rules: what they pass.
     lua_modules: what to load for Lua, which may be nothing; None without it.
     owner_module: nginx's module for JavaScript in streams, which tells whose a connection is; None without it.
-    gates: a file named after a service in this directory sends its requests to the waiting room; one named after
+    gates: a file named after a service in this directory sends its requests to the hold; one named after
         its second slot leads to the router there. Neither needs a reload, which would cost clients their
         kept connections.
-    waiting_room: the Unix socket of the waiting room.
+    hold_socket: the Unix socket of the hold.
     temp: where bodies that do not fit into memory are kept.
     events: whom nginx tells of each request's end; None for nobody.
     held_mb: how much of bodies may be kept at once, in MiB.
@@ -411,7 +411,7 @@ class NginxConfig:
     directory: Path
     temp: Path
     gates: Path
-    waiting_room: Path
+    hold_socket: Path
     log: Path
     worker_processes: str
     capacity: Capacity

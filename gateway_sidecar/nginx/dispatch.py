@@ -1,7 +1,7 @@
 """Which of several services gets a request: what nginx knows of a shared address. Pure.
 
 `share/models.lua` reads the model that a request names, and decides by these values. A request that has its service is
-led to the same upstreams, gate and waiting room as one that came to the service's own address.
+led to the same upstreams, gate and hold as one that came to the service's own address.
 """
 
 from __future__ import annotations

@@ -282,7 +282,7 @@ class Nginx:
         return [url for url in urls if url.partition("://")[2] not in known]
 
     def close_gate(self, service: str) -> None:
-        """From now on the service's new requests go to the waiting room."""
+        """From now on the service's new requests go to the hold."""
         (self.gates / service).touch()
 
     def open_gate(self, service: str) -> None:
@@ -290,7 +290,7 @@ class Nginx:
         (self.gates / service).unlink(missing_ok=True)
 
     def is_closed(self, service: str) -> bool:
-        """Whether the service's new requests go to the waiting room."""
+        """Whether the service's new requests go to the hold."""
         return (self.gates / service).exists()
 
     def mark_asleep(self, service: str, *, asleep: bool) -> None:
@@ -615,7 +615,7 @@ class Nginx:
 
     async def _configuration(self, services: Sequence[ServiceAddress]) -> Rendered:
         """In a thread: with hundreds of services it takes a tenth of a second."""
-        await self.access_log.want(wanted=any(it.frontend.access_log != "off" for it in services))
+        await self.access_log.switch(on=any(it.frontend.access_log != "off" for it in services))
         self._logs_to = self.access_log.target
         return await asyncio.to_thread(self._config(services).rendered)
 
@@ -645,7 +645,7 @@ class Nginx:
             directory=self._directory,
             temp=self._temp,
             gates=self.gates,
-            waiting_room=self._settings.run_dir / "hold.sock",
+            hold_socket=self._settings.run_dir / "hold.sock",
             log=self.log.file or Path(os.devnull),
             worker_processes=self._settings.worker_processes,
             capacity=capacity,

@@ -59,19 +59,19 @@ class SmallNginx:
             await process.wait()
             then()
 
-        self._heed_no_more()
+        self._stop_watching()
         self._watch = asyncio.create_task(watch())
 
     async def stop(self) -> None:
         """Ends it, with the connections it has."""
-        self._heed_no_more()
+        self._stop_watching()
         if self.process is not None:
             await self.process.stop(grace_s=_STOP_S)
             self.process = None
 
     def detach(self) -> None:
         """Leaves it running for the next daemon."""
-        self._heed_no_more()
+        self._stop_watching()
         if self.process is not None:
             self.process.detach()
 
@@ -94,7 +94,7 @@ class SmallNginx:
                 raise NginxError(f"{self._name} does not listen: {last}")
             await asyncio.sleep(0.005)
 
-    def _heed_no_more(self) -> None:
+    def _stop_watching(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None

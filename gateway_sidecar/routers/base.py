@@ -161,7 +161,7 @@ class RouterRules:
     by_model: whether a request finds its worker by the model that it names.
     refuses_unknown: whether it refuses a request at once whose model none of its workers has.
     late_s: for how long a registration that was accepted may still come about after it was given up.
-    settles_s: how long after an accepted removal the list may still show the worker as it was.
+    still_listed_s: how long after an accepted removal the list may still show the worker as it was.
     ready_within_s: how long a worker may be listed there as not ready, while its engine is well, before it is taken out
         and registered anew; twice as long after each time. None where the router asks soon again by itself.
     """
@@ -169,7 +169,7 @@ class RouterRules:
     by_model: ClassVar[bool] = True
     refuses_unknown: ClassVar[bool] = False
     late_s: ClassVar[float] = 30.0
-    settles_s: ClassVar[float] = 0.1
+    still_listed_s: ClassVar[float] = 0.1
     ready_within_s: ClassVar[float | None] = None
 
     @property

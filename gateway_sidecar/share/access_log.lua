@@ -110,7 +110,7 @@ local function retries_of_router(id)
     return ngx.status >= 500 and failed - 1 or failed
 end
 
--- How often nginx sent a request again: to a router, or an engine. The waiting room is neither.
+-- How often nginx sent a request again: to a router, or an engine. The hold is neither.
 local function retries_of_nginx(places)
     local tries = 0
     for place in string.gmatch(places, "[^ ,]+") do

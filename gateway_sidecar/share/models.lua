@@ -671,7 +671,7 @@ function models.lead(name, shown)
 end
 
 -- A request is about to wait for a service. If only some of its models are lost, and the request is for none of them,
--- it goes on by the location `back`. The waiting room is told which model it is for, if that can be read: it cannot where
+-- it goes on by the location `back`. The hold is told which model it is for, if that can be read: it cannot where
 -- nginx read a body of unknown length, or a large one while it was being reloaded. Such a request waits for the router
 -- alone.
 function models.wait(directory, service, back)

@@ -216,7 +216,7 @@ local function row_of(frontend, service, key, model)
     return at and at[model] or new_row(frontend, service, key, model)
 end
 
--- Whether nobody but the waiting room had it.
+-- Whether nobody but the hold had it.
 local function only_waited(places)
     return not places or sub(places, -10) == "/hold.sock" and not find(places, ",", 1, true)
 end

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from gateway_sidecar.config.explain import explain
 from gateway_sidecar.config.overrides import LABEL_NAME, MOST_LABELS, OverridesFile, read_key, with_key
-from gateway_sidecar.config.part import entry_schema
+from gateway_sidecar.config.section import entry_schema
 from gateway_sidecar.config.text_file import FileText
 from gateway_sidecar.config.tunnels import SocketValue, SshDefaults, SshReplica, parse_id, tunnel_to
 from gateway_sidecar.config.yamltree import Problem, Tree

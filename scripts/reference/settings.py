@@ -11,7 +11,7 @@ import yaml
 from gateway_sidecar.config import RouterSettings, config_schema
 from gateway_sidecar.config.differences import FIXED
 from gateway_sidecar.config.overrides import OverridesFile
-from gateway_sidecar.config.part import entry_schema
+from gateway_sidecar.config.section import entry_schema
 from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.sources.entry import InventoryEntry
 from scripts.reference.tables import table, words
@@ -127,6 +127,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         *("state_dir", "run_dir", "log.", "access_log.", "usage.", "metrics.", "admin.", "acme.", "store."),
         *("rescan_interval_s", "leave."),
     ),
+    "settings of nginx": ("nginx.",),
     "settings of bridges": ("bridges.", "router_ports", "peers."),
     "settings of services": tuple(f"services[].{name}" for name in ("name", "listen", "replicas.", "engine")),
     "settings of routers": ("services[].router.",),

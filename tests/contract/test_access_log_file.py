@@ -39,17 +39,17 @@ async def test_nothing_is_made_where_no_service_logs(tmp_path: Path) -> None:
     site = Site(tmp_path)
     await site.log.look()
     assert (site.log.target, site.log.trouble, list(tmp_path.iterdir())) == (None, "", [])
-    await site.log.want(wanted=True)
+    await site.log.switch(on=True)
     assert site.log.target == str(site.file)
     assert site.file.stat().st_mode & 0o777 == 0o640
-    await site.log.want(wanted=False)
+    await site.log.switch(on=False)
     assert site.log.target is None
 
 
 async def test_files_are_renamed_in_order_and_the_oldest_removed(tmp_path: Path) -> None:
     """Below its bound nothing happens; nginx is told of each new file, and of no other look."""
     site = Site(tmp_path)
-    await site.log.want(wanted=True)
+    await site.log.switch(on=True)
     assert site.reopened == 1
     for number in range(1, 5):
         site.write(f"{number}", MIB)
@@ -63,7 +63,7 @@ async def test_files_are_renamed_in_order_and_the_oldest_removed(tmp_path: Path)
 
 async def test_without_earlier_files_the_log_begins_anew(tmp_path: Path) -> None:
     site = Site(tmp_path, keep=0)
-    await site.log.want(wanted=True)
+    await site.log.switch(on=True)
     site.write("1", MIB + 1)
     await site.log.look()
     assert site.texts == {"": ""}
@@ -73,19 +73,19 @@ async def test_without_earlier_files_the_log_begins_anew(tmp_path: Path) -> None
 async def test_a_rotation_that_was_cut_off_is_finished(tmp_path: Path) -> None:
     """The daemon died when the file was renamed and no other made; or made, and nginx not told."""
     site = Site(tmp_path)
-    await site.log.want(wanted=True)
+    await site.log.switch(on=True)
     site.file.rename(site.file.with_name("access.log.1"))
     await site.log.look()
     assert site.file.exists()
     assert site.reopened == 2
-    await site.next_daemons().want(wanted=True)
+    await site.next_daemons().switch(on=True)
     assert site.reopened == 3
 
 
 async def test_a_file_that_cannot_be_renamed_is_bounded_all_the_same(tmp_path: Path) -> None:
     """A directory stands where the first renamed file belongs: the lines are thrown away, and that is told."""
     site = Site(tmp_path)
-    await site.log.want(wanted=True)
+    await site.log.switch(on=True)
     blocked = site.file.with_name("access.log.1")
     blocked.mkdir()
     (blocked / "x").touch()
@@ -102,7 +102,7 @@ async def test_a_place_that_cannot_be_used_is_told_and_taken_when_it_can(tmp_pat
     site = Site(tmp_path)
     site.file.parent.mkdir()
     site.file.symlink_to(tmp_path / "elsewhere")
-    await site.log.want(wanted=True)
+    await site.log.switch(on=True)
     assert site.log.target is None
     assert site.log.trouble.startswith(f"cannot write {site.file}: ")
     site.file.unlink()
@@ -117,6 +117,6 @@ async def test_a_place_that_cannot_be_used_is_told_and_taken_when_it_can(tmp_pat
 
 async def test_syslog_needs_no_file(tmp_path: Path) -> None:
     site = Site(tmp_path, syslog="unix:/dev/log")
-    await site.log.want(wanted=True)
+    await site.log.switch(on=True)
     assert site.log.target == "syslog:server=unix:/dev/log,nohostname,tag=gateway_sidecar,severity=info"
     assert list(tmp_path.iterdir()) == []

@@ -81,7 +81,8 @@ def test_the_daemon_runs_without_the_repository(installed: Path, tmp_path: Path)
         "run_dir": str(tmp_path / "run"),
         "state_dir": str(tmp_path / "state"),
         "metrics": None,
-        "bridges": {"ports": f"{(bridge := free_port())}-{bridge}", "nginx_workers": 1},
+        "nginx": {"workers": 1},
+        "bridges": {"ports": f"{(bridge := free_port())}-{bridge}"},
         "services": [
             {
                 "name": "chat",

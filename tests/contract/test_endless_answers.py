@@ -35,7 +35,7 @@ async def test_a_server_that_has_much_to_say_gives_others_their_turn() -> None:
     assert turns >= 49
 
 
-async def test_a_server_that_talks_on_the_canary_is_not_listened_to(tmp_path: Path) -> None:
+async def test_a_server_that_talks_on_the_liveness_connection_is_not_listened_to(tmp_path: Path) -> None:
     """Nothing is asked over it; what comes all the same would be received for ever."""
     path, ended = str(tmp_path / "r1.sock"), asyncio.Event()
     sent = 0

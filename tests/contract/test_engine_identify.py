@@ -308,7 +308,7 @@ async def test_health_may_be_registered_under_the_engines_name_alone(probe: Engi
 
 @pytest.mark.parametrize("status", [401, 403])
 async def test_http_engine_that_wants_a_key_says_so(probe: EngineProbe, path: Path, status: int) -> None:
-    """A closed door is no verdict about the engine behind it, and the reason names the cure."""
+    """A refusal is no verdict about the engine behind it, and the reason names the cure."""
     server = HttpReplay.of("vllm-http")
     server.answers["/v1/models"] = (status, {"error": "Unauthorized"})
     async with server.serve(path):
@@ -318,7 +318,7 @@ async def test_http_engine_that_wants_a_key_says_so(probe: EngineProbe, path: Pa
 
 
 async def test_grpc_engine_that_wants_a_key_says_so(probe: EngineProbe, path: Path) -> None:
-    """A closed door is no verdict about the engine behind it, and the reason names the cure."""
+    """A refusal is no verdict about the engine behind it, and the reason names the cure."""
     server = vllm_grpc()
     server.failures = dict.fromkeys(("GetServerInfo", "GetModelInfo", "Check"), grpc.StatusCode.UNAUTHENTICATED)
     async with server.serve(path):
@@ -331,7 +331,7 @@ async def test_grpc_engine_that_wants_a_key_says_so(probe: EngineProbe, path: Pa
 
 
 async def test_the_key_is_sent_with_every_question(probe: EngineProbe, tmp_path: Path) -> None:
-    """A replica's api_key opens all of its doors, over either protocol."""
+    """A replica's api_key is shown with every question, over either protocol."""
     key = "k" * 200
     http, rpc = HttpReplay.of("vllm-http"), vllm_grpc()
     async with http.serve(tmp_path / "http.sock"), rpc.serve(tmp_path / "grpc.sock"):

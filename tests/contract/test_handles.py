@@ -54,8 +54,8 @@ async def test_what_hangs_is_not_waited_for_and_closed_when_it_comes(tmp_path: P
     for name in ("there", "hung"):
         (tmp_path / name).touch()
     disk = HangingFileSystem()
-    pins = Handles("chat", opened_by=disk.open, patience_s=10 if cancelled else 0.2)
-    opening = asyncio.create_task(pins.open([tmp_path / "there", tmp_path / "hung"]))
+    handles = Handles("chat", opened_by=disk.open, patience_s=10 if cancelled else 0.2)
+    opening = asyncio.create_task(handles.open([tmp_path / "there", tmp_path / "hung"]))
     if cancelled:
         while not disk.is_asked.is_set():
             await asyncio.sleep(0.01)

@@ -20,7 +20,7 @@ from pathlib import Path
 import aiohttp
 
 from gateway_sidecar.config import FrontendSettings
-from gateway_sidecar.frontend.publish import publish_keys
+from gateway_sidecar.frontend.served_files import place_keys
 from gateway_sidecar.nginx.bodies import SMALL_BYTES
 from gateway_sidecar.nginx.client_headers import CREDENTIALS, PASSED
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
@@ -133,10 +133,10 @@ class Stub:
 
 
 @asynccontextmanager
-async def _door(directory: Path, settings: FrontendSettings, stub: Stub) -> AsyncIterator[int]:
+async def _frontend_at(directory: Path, settings: FrontendSettings, stub: Stub) -> AsyncIterator[int]:
     directory.mkdir()
     places = FrontendPlaces(directory)
-    publish_keys(places.keys("chat"), {hashlib.sha256(_KEY.encode()).hexdigest(): "alice"})
+    place_keys(places.keys("chat"), {hashlib.sha256(_KEY.encode()).hexdigest(): "alice"})
     server = await asyncio.start_server(stub.talk, "127.0.0.1", 0)
     async with server:
         behind = server.sockets[0].getsockname()[1]
@@ -241,9 +241,9 @@ async def run(seed: int, seconds: float) -> None:
             auth = {"keys_file": "/nowhere", "public_paths": [_PUBLIC], "pass_authorization": True}
             everything = FrontendSettings.model_validate({"paths": "all"})
             guarded = FrontendSettings.model_validate({"paths": "all", "auth": auth})
-            doors = [
-                (await stack.enter_async_context(_door(Path(name, "plain"), everything, plain)), plain),
-                (await stack.enter_async_context(_door(Path(name, "keyed"), guarded, keyed)), keyed),
+            frontends = [
+                (await stack.enter_async_context(_frontend_at(Path(name, "plain"), everything, plain)), plain),
+                (await stack.enter_async_context(_frontend_at(Path(name, "keyed"), guarded, keyed)), keyed),
             ]
             client = await stack.enter_async_context(aiohttp.ClientSession())
             end = time.monotonic() + seconds
@@ -253,12 +253,12 @@ async def run(seed: int, seconds: float) -> None:
                 count = 0
                 while time.monotonic() < end or count < 10:
                     data = _request(rng)
-                    for port, stub in doors:
+                    for port, stub in frontends:
                         await _throw(port, data)
                         assert not stub.faults, f"seed {seed}: {data[:600]!r} or one beside it: {stub.faults[:3]}"
                     count += 1
                     if count % 10 == 0:
-                        for port, stub in doors:
+                        for port, stub in frontends:
                             await _ask_honestly(client, port, f"honest-{number}-{count}", stub)
 
             await asyncio.gather(*(one_sender(number) for number in range(AT_ONCE)))

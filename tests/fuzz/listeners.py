@@ -183,7 +183,7 @@ async def _run(seed: int, seconds: float, gateway: Gateway, place: Path) -> None
     await gateway.start()
     known, unknown = _context(authority, client), _context(authority, None)
     admin_socket = str(gateway.directory / "run" / "admin.sock")
-    doors: list[Open] = [
+    listeners: list[Open] = [
         lambda: asyncio.open_connection("127.0.0.1", gateway.metrics_port),
         lambda: asyncio.open_connection("127.0.0.1", port),
         lambda: asyncio.open_connection("127.0.0.1", port, ssl=unknown, server_hostname="127.0.0.1"),
@@ -192,8 +192,8 @@ async def _run(seed: int, seconds: float, gateway: Gateway, place: Path) -> None
     ]
     until = time.monotonic() + seconds
     async with asyncio.TaskGroup() as group:
-        for number, door in enumerate(doors * _ATTACKERS):
-            group.create_task(_keep_attacking(random.Random(f"{seed}/{number}"), door, until))
+        for number, listener in enumerate(listeners * _ATTACKERS):
+            group.create_task(_keep_attacking(random.Random(f"{seed}/{number}"), listener, until))
         honest = group.create_task(_stay_honest(gateway, f"https://127.0.0.1:{port}", known, until))
     assert honest.result() > 0
     said = [line for line in gateway.log().splitlines() if not line.startswith("{")]

@@ -135,7 +135,7 @@ async def test_a_certificate_is_issued_and_served_and_outlives_all(site: Callabl
     kept = list((gateway.directory / "state" / "acme").iterdir())
     assert {path.stat().st_mode & 0o777 for path in kept} == {0o600}
     assert (gateway.directory / "state" / "acme").stat().st_mode & 0o777 == 0o700
-    assert not (gateway.directory / "run" / "doors" / "challenges").exists()
+    assert not (gateway.directory / "run" / "frontends" / "challenges").exists()
     for path in ("/.well-known/acme-challenge/nothing", "/.well-known/acme-challenge/..%2f..%2fchat.pem"):
         status, _ = await fetch(it, path)
         assert status == (404 if path.endswith("nothing") else 308)

@@ -23,7 +23,7 @@ from openai import AsyncOpenAI, NotFoundError, PermissionDeniedError, RateLimitE
 from gateway_sidecar.config import AuthSettings, FrontendSettings
 from gateway_sidecar.frontend.edit_keys import add_key, change_key, change_plan, rotate_key
 from gateway_sidecar.frontend.keys import parse_keys
-from gateway_sidecar.frontend.publish import publish_keys
+from gateway_sidecar.frontend.served_files import place_keys
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.test_frontend_keys import bare_nginx, guarded, listening, post, serving, until_gone, until_status
@@ -71,7 +71,7 @@ class Bounded:
     def say(self, *lines: str) -> None:
         """These lines are in force; `alice` stands for the key of `SECRET`."""
         text = "\n".join(line.replace("alice:", f"alice:{DIGEST}") for line in lines)
-        publish_keys(self.places.keys("chat"), parse_keys(text.encode(), "f").links())
+        place_keys(self.places.keys("chat"), parse_keys(text.encode(), "f").links())
 
     async def router(self, request: web.Request) -> web.StreamResponse:
         self.asked += 1

@@ -76,7 +76,7 @@ def free_range(count: int) -> str:
 @pytest.mark.timeout(900)
 async def test_a_thousand_sockets_at_once(make_gateway: MakeGateway) -> None:
     """All of them serve; the admin socket answers all the while, and so does the service address from the first on."""
-    gateway = make_gateway(bridges={"ports": free_range(CROWD + 20), "nginx_workers": 1}, log={"level": "info"})
+    gateway = make_gateway(bridges={"ports": free_range(CROWD + 20)}, log={"level": "info"})
     async with engines_elsewhere(gateway.directory / "engines", CROWD) as sockets:
         await gateway.start()
         slowest_s, answers = 0.0, 0

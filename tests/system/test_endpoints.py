@@ -20,7 +20,7 @@ KEY = "a-key-of-the-bridges-0123456789"
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
 
 
-def with_files(gateway: Gateway, *formats: str, settle_s: float = 1.0) -> dict[str, Path]:
+def with_files(gateway: Gateway, *formats: str, read_within_s: float = 1.0) -> dict[str, Path]:
     """Has it write one file for each format; where they are."""
     (gateway.directory / "files").mkdir(mode=0o755)
     key = gateway.directory / "bridges.key"
@@ -29,7 +29,7 @@ def with_files(gateway: Gateway, *formats: str, settle_s: float = 1.0) -> dict[s
     gateway.settings["bridges"]["key_file"] = str(key)
     files = {name: gateway.directory / "files" / f"{name}.json" for name in formats}
     gateway.settings["services"][0]["endpoints"] = [
-        {"path": str(path), "format": name, "settle_s": settle_s} for name, path in files.items()
+        {"path": str(path), "format": name, "read_within_s": read_within_s} for name, path in files.items()
     ]
     gateway.configure()
     return files

@@ -190,14 +190,16 @@ class Site:
     async def clients_agree(self, now: Sequence[ServiceSettings], taken: Sequence[str]) -> None:
         served = set(taken)
         for service in now:
-            door = service.frontend
-            served |= {str(it) for it in (service.listen, *door.listen, *door.redirect)}
+            frontend = service.frontend
+            served |= {str(it) for it in (service.listen, *frontend.listen, *frontend.redirect)}
             await Client(self, service, str(service.listen), tls=False, named=False).agrees()
-            for endpoint in door.listen:
-                client = Client(self, service, str(endpoint), tls=door.tls is not None, named=bool(door.server_names))
+            for endpoint in frontend.listen:
+                client = Client(
+                    self, service, str(endpoint), tls=frontend.tls is not None, named=bool(frontend.server_names)
+                )
                 await client.agrees()
-            for endpoint in door.redirect:
-                client = Client(self, service, str(endpoint), tls=False, named=bool(door.server_names))
+            for endpoint in frontend.redirect:
+                client = Client(self, service, str(endpoint), tls=False, named=bool(frontend.server_names))
                 await client.is_led_to_https()
         for address in set(self.ground.addresses) - served:
             with pytest.raises(ConnectionRefusedError):
@@ -224,32 +226,32 @@ class Client:
 
     def __init__(self, site: Site, service: ServiceSettings, address: str, *, tls: bool, named: bool) -> None:
         self._site, self._service, self._address = site, service, address
-        self._door: FrontendSettings = service.frontend
+        self._frontend: FrontendSettings = service.frontend
         self._tls, self._named = tls, named
-        wanted = self._door.server_names[0] if named else "whatever.example.net"
+        wanted = self._frontend.server_names[0] if named else "whatever.example.net"
         self._name = wanted.replace("*", "any")
         self._where = f"{service.name} at {address}"
-        spoken = self._door.tls if tls else None
+        spoken = self._frontend.tls if tls else None
         self._asks_certificate = spoken is not None and spoken.client_ca is not None
         self._certified = self._asks_certificate and spoken is not None and spoken.client_certificates == "required"
 
     def _may_ask(self, address: str) -> bool:
         """Whether a client of this address may ask: the most specific network that it is in decides."""
-        lists = ((self._door.allow, True), (self._door.deny, False))
+        lists = ((self._frontend.allow, True), (self._frontend.deny, False))
         said = [
             (ip_network(it).prefixlen, may)
             for each, may in lists
             for it in each
             if ip_address(address) in ip_network(it)
         ]
-        return max(said)[1] if said else not self._door.allow
+        return max(said)[1] if said else not self._frontend.allow
 
     @property
     def _own_address(self) -> str:
         return "::1" if "[" in self._address else "127.0.0.1"
 
     async def agrees(self) -> None:
-        door = self._door
+        frontend = self._frontend
         if not self._may_ask(self._own_address):
             for method, path, key in (
                 ("GET", "/health", None),
@@ -259,12 +261,12 @@ class Client:
                 await self._meets(method, path, key, 0, b"", 403, "address_refused")
             return
         await asyncio.gather(*(self._meets(*it) for it in self._questions()))
-        if door.limits:
+        if frontend.limits:
             await self._meets_its_limit()
         allowed = await self._ask("GET", "/v1/models", Origin=ORIGINS[0])
         strange = await self._ask("GET", "/v1/models", Origin="https://other.example.com")
         said = [it.headers.get("access-control-allow-origin") for it in (allowed, strange)]
-        origins = door.cors.origins if door.cors else ()
+        origins = frontend.cors.origins if frontend.cors else ()
         anybody = "*" if "*" in origins else None
         assert said == [anybody or (ORIGINS[0] if ORIGINS[0] in origins else None), anybody], self._where
         if self._tls:
@@ -276,7 +278,7 @@ class Client:
 
     def _questions(self) -> Iterator[tuple[str, str, str | None, int, bytes, int, str | None]]:
         """Method, path, key, bytes announced, body -> status (0: any but a refusal by the frontend), code."""
-        door, auth = self._door, self._door.auth
+        frontend, auth = self._frontend, self._frontend.auth
         public = auth is None or "/v1/models" in auth.public_paths
         nobody = (200, None) if public else (401, "invalid_api_key")
         by_url = auth is not None and auth.url is not None and not public
@@ -288,12 +290,12 @@ class Client:
         yield ("GET", "/health", None, 0, b"", *((200, None) if healthy else (401, "invalid_api_key")))
         yield ("POST", "/v1/chat/completions", KEY * 5, len(_CHAT), _CHAT, 200, None)
         yield ("GET", "/workers", KEY * 5, 0, b"", 404, "unknown_url")
-        yield ("GET", f"{FLEET}", KEY * 5, 0, b"", *((0, None) if FLEET in door.paths else (404, "unknown_url")))
-        passes = "all" in door.paths or STRANGE in door.paths
+        yield ("GET", f"{FLEET}", KEY * 5, 0, b"", *((0, None) if FLEET in frontend.paths else (404, "unknown_url")))
+        passes = "all" in frontend.paths or STRANGE in frontend.paths
         yield ("GET", f"{STRANGE}/x", KEY * 5, 0, b"", *((0, None) if passes else (404, "unknown_url")))
-        too_much = (door.max_body_mb << 20) + 1
+        too_much = (frontend.max_body_mb << 20) + 1
         yield ("POST", "/v1/chat/completions", KEY * 5, too_much, b"", 413, "request_too_large")
-        if not {"any", "10.1.1.1"} & set(door.mcp_servers):
+        if not {"any", "10.1.1.1"} & set(frontend.mcp_servers):
             body = json.dumps(_MCP).encode()
             yield ("POST", "/v1/responses", KEY * 5, len(body), body, 403, "mcp_server_refused")
 
@@ -316,7 +318,7 @@ class Client:
             more = {"X-Team": team, "X-Forwarded-For": client}
             said = await self._ask("POST", SLOW_PATH, KEY * 5, body=b"{}", announced=2, **more)
             seen.append(said.code == "rate_limit_exceeded" and said.status == 429)
-        assert any(seen) == any(map(self._is_met, self._door.limits)), (self._where, seen)
+        assert any(seen) == any(map(self._is_met, self._frontend.limits)), (self._where, seen)
 
     def _is_met(self, limit: LimitSettings) -> bool:
         """By the second request of one client, who says that he is another each time."""
@@ -326,10 +328,10 @@ class Client:
     @property
     def _is_believed(self) -> bool:
         """Whether it counts as a proxy that says whose a request is."""
-        return any(ip_address(self._own_address) in ip_network(it) for it in self._door.trusted_proxies)
+        return any(ip_address(self._own_address) in ip_network(it) for it in self._frontend.trusted_proxies)
 
     async def _speaks_tls(self, answer: Answer) -> None:
-        tls = self._door.tls
+        tls = self._frontend.tls
         assert tls is not None
         days = int(answer.headers.get("strict-transport-security", "max-age=0").partition("=")[2]) / 86400
         assert days == tls.hsts_days, self._where
@@ -477,7 +479,7 @@ async def one_example(
     await site.agree(now)
     # A change that is refused: each service is as it was, or as it is to be, and it is said which.
     wanted = site.write(third)
-    changed = {it.name for it, old in zip(wanted, now, strict=True) if _door(it) != _door(old)}
+    changed = {it.name for it, old in zip(wanted, now, strict=True) if _addressed(it) != _addressed(old)}
     if not changed:
         return
     with refusal(site, now, wanted) as refused:
@@ -491,7 +493,7 @@ async def one_example(
     await site.commands_agree()
 
 
-def _door(service: ServiceSettings) -> object:
+def _addressed(service: ServiceSettings) -> object:
     return service.listen, service.frontend
 
 

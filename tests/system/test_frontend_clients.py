@@ -28,7 +28,7 @@ from tests.system.test_access_log import until_lines
 from tests.system.test_frontend_keys import listening, post, serving
 from tests.system.test_frontend_tls import NAME, problem_of, public
 from tests.system.test_shared_address import shared
-from tests.system.test_trust_frontend import Router, door
+from tests.system.test_trust_frontend import Router, frontend_at
 from tests.users import DAEMON, give
 
 pytestmark = pytest.mark.own_users
@@ -82,7 +82,7 @@ async def test_the_most_specific_network_decides(
 ) -> None:
     """With `allow` everybody else is refused, of IPv4 and of IPv6."""
     settings = FrontendSettings.model_validate({"trusted_proxies": PROXIES, "allow": allow, "deny": deny})
-    async with door(tmp_path, settings, Router()) as (url, _):
+    async with frontend_at(tmp_path, settings, Router()) as (url, _):
         assert {it: await ask(url, it) for it in let_in} == dict.fromkeys(let_in, 200)
         assert {it: await ask(url, it) for it in refused} == dict.fromkeys(refused, 403)
     assert "duplicate network" not in (tmp_path / "error.log").read_text()
@@ -123,7 +123,7 @@ async def test_chains_of_proxies_are_read_from_the_end(tmp_path: Path, forwarded
     """Of `X-Forwarded-For` only what proxies said that are named: the first from the end that is none of them."""
     router = Router()
     proxies = FrontendSettings(trusted_proxies=PROXIES)
-    async with door(tmp_path, proxies, router) as (url, _):
+    async with frontend_at(tmp_path, proxies, router) as (url, _):
         assert await ask(url, *forwarded) == 200
         assert router.seen[-1][1]["X-Forwarded-For"] == client
 
@@ -137,7 +137,7 @@ async def test_who_is_no_named_proxy_says_nothing(tmp_path: Path) -> None:
         directory.mkdir()
         give(directory, DAEMON, 0o750)
         settings = FrontendSettings.model_validate({"trusted_proxies": proxies, **allow})
-        async with door(directory, settings, Router()) as (url, _):
+        async with frontend_at(directory, settings, Router()) as (url, _):
             assert await ask(url, "192.0.2.1", **told) == 403
 
 
@@ -155,7 +155,7 @@ async def test_an_address_is_judged_before_all_else(tmp_path: Path) -> None:
         }
     )
     preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
-    async with door(tmp_path, settings, router) as (url, client):
+    async with frontend_at(tmp_path, settings, router) as (url, client):
         for _ in range(3):
             for method, path in (("GET", "/health"), ("GET", "/workers"), ("POST", "/v1/completions"), ("GET", "/")):
                 assert await ask(url, "192.0.2.66", method=method, path=path) == 403

@@ -23,7 +23,7 @@ from openai import AsyncOpenAI, AuthenticationError
 
 from gateway_sidecar.config import AuthSettings, FrontendSettings
 from gateway_sidecar.frontend.edit_keys import add_key, revoke_key
-from gateway_sidecar.frontend.publish import publish_keys
+from gateway_sidecar.frontend.served_files import place_keys
 from gateway_sidecar.nginx.client_headers import FOR_AUTH, KEYS
 from gateway_sidecar.nginx.config import Capacity, NginxConfig
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
@@ -275,7 +275,7 @@ async def test_a_key_is_nowhere_to_be_seen(make_gateway: MakeGateway, engine: St
 async def test_what_goes_on_to_the_router(tmp_path: Path, passed: bool) -> None:
     """The key's name, which no client can choose, and the key only with `pass_authorization`."""
     places = FrontendPlaces(tmp_path)
-    publish_keys(places.keys("chat"), {hashlib.sha256(b"a-key-of-alice-1").hexdigest(): "alice expires=4102444800"})
+    place_keys(places.keys("chat"), {hashlib.sha256(b"a-key-of-alice-1").hexdigest(): "alice expires=4102444800"})
     auth = AuthSettings(keys_file=tmp_path / "unused", name_header="X-Key-Name", pass_authorization=passed)
     seen: list[dict[str, str]] = []
 
@@ -508,7 +508,7 @@ async def test_another_server_that_is_gone_lets_nobody_in(make_gateway: MakeGate
     assert service_of(await gateway.status())["waiting"] == 0
 
 
-async def test_another_servers_word_holds_in_the_waiting_room(
+async def test_another_servers_word_counts_in_the_hold(
     make_gateway: MakeGateway, engine: StartEngine, judge: Judge
 ) -> None:
     """Who may come in waits and is answered; who may not does not wait."""
@@ -528,7 +528,7 @@ async def test_another_servers_word_holds_in_the_waiting_room(
 
 
 @pytest.mark.parametrize("router", [{}, {"type": "none"}], ids=["smg", "no router"])
-async def test_another_servers_word_holds_in_the_waiting_room_of_a_shared_address_too(
+async def test_another_servers_word_counts_in_the_hold_of_a_shared_address_too(
     make_gateway: MakeGateway, engine: StartEngine, judge: Judge, router: dict[str, str]
 ) -> None:
     """It is asked once about each request, and its question takes nothing away of what was found out before."""
@@ -843,7 +843,7 @@ async def bare_nginx(
     text = NginxConfig(
         host="127.0.0.1", grpc_host="127.0.0.2", first_port=ports.first + 1, last_port=ports.first + 1,
         bridge_key="k" * 32, bridge_rules=RULES, links=directory, directory=directory,
-        temp=directory / "temp", gates=directory, waiting_room=directory / "none.sock", log=directory / "error.log",
+        temp=directory / "temp", gates=directory, hold_socket=directory / "none.sock", log=directory / "error.log",
         worker_processes=str(workers), capacity=Capacity.within(1024, 2, requests), services=[address],
         stream_module=program.stream_module, user=("root", "root") if owner.uid == 0 else None, frontends=places,
         lua_modules=program.lua_modules or (), **more,

@@ -151,7 +151,7 @@ async def test_requests_at_once(make_gateway: MakeGateway, engine: StartEngine) 
 
 
 async def test_who_waits_counts(make_gateway: MakeGateway, engine: StartEngine) -> None:
-    """A request in the waiting room is under way, is counted once, and goes on when its time has come."""
+    """A request in the hold is under way, is counted once, and goes on when its time has come."""
     gateway = make_gateway()
     limited(gateway, {"per": "ip", "concurrent": 2, "rps": 0.05, "burst": 3})
     await gateway.start()

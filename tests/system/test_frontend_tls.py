@@ -20,7 +20,7 @@ import pytest
 from cryptography import x509
 
 from gateway_sidecar.frontend.edit_keys import add_key
-from gateway_sidecar.frontend.publish import publish_pair
+from gateway_sidecar.frontend.served_files import place_certificate
 from gateway_sidecar.nginx.client_headers import CREDENTIALS
 from tests.certificates import certificate
 from tests.system.conftest import MakeGateway, StartEngine
@@ -162,13 +162,13 @@ async def test_no_handshake_meets_two_pairs(make_gateway: MakeGateway) -> None:
     pairs = [it.read_bytes() + it.with_suffix(".key").read_bytes() for it in files]
     place, done = gateway.directory / "run" / "frontends" / "chat.pem", threading.Event()
 
-    publish_pair(place, pairs[1])
+    place_certificate(place, pairs[1])
 
     def take_turns() -> int:
         for turn in itertools.count():
             if done.is_set():
                 return turn
-            publish_pair(place, pairs[turn % 2])
+            place_certificate(place, pairs[turn % 2])
         raise AssertionError
 
     turns = asyncio.create_task(asyncio.to_thread(take_turns))
@@ -236,10 +236,10 @@ async def test_nothing_secret_is_left_behind(make_gateway: MakeGateway) -> None:
     add_key(file, "alice")
     public(gateway, auth={"keys_file": str(file)})
     await gateway.start()
-    doors = gateway.directory / "run" / "frontends"
-    assert sorted(path.name for path in doors.iterdir() if path.suffix != ".pair") == ["chat.keys", "chat.pem"]
+    placed = gateway.directory / "run" / "frontends"
+    assert sorted(path.name for path in placed.iterdir() if path.suffix != ".certificate") == ["chat.keys", "chat.pem"]
     assert (await gateway.cli("stop", "--all"))[0] == 0
-    assert list(doors.iterdir()) == []
+    assert list(placed.iterdir()) == []
 
 
 async def test_what_a_removed_service_had_is_gone(make_gateway: MakeGateway) -> None:

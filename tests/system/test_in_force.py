@@ -37,7 +37,7 @@ NAMES = ("api.example.com", "*.example.org")
 LIMITS = ({"per": "ip", "rps": 50}, {"per": "header:X-Team", "concurrent": 3, "path": "/v1/chat/completions"})
 
 
-class Doors:
+class Frontends:
     """An nginx of its own, whose daemon may be another at each step."""
 
     def __init__(self, directory: Path) -> None:
@@ -61,9 +61,9 @@ class Doors:
     def endpoint(self, port: int, host: str = "127.0.0.1") -> str:
         return f"{host}:{self.ports.first + port}"
 
-    def address(self, door: dict[str, Any]) -> ServiceAddress:
+    def address(self, frontend: dict[str, Any]) -> ServiceAddress:
         it = smg_address(
-            *("chat", self.endpoint(0), self.endpoint(1), self.endpoint(2)), FrontendSettings.model_validate(door)
+            *("chat", self.endpoint(0), self.endpoint(1), self.endpoint(2)), FrontendSettings.model_validate(frontend)
         )
         shutil.copy(self.pem, self.directory / "run" / "frontends" / "chat.pem")
         with (self.directory / "run" / "frontends" / "chat.pem").open("a") as file:
@@ -98,12 +98,12 @@ class Doors:
 
 
 @asynccontextmanager
-async def doors_at(directory: Path) -> AsyncIterator[Doors]:
-    doors = Doors(directory)
+async def frontends_at(directory: Path) -> AsyncIterator[Frontends]:
+    frontends = Frontends(directory)
     try:
-        yield doors
+        yield frontends
     finally:
-        doors.ports.release()
+        frontends.ports.release()
 
 
 @pytest.fixture
@@ -116,90 +116,93 @@ def short_path() -> Any:
     shutil.rmtree(directory)
 
 
-def every_door(doors: Doors) -> list[dict[str, Any]]:
+def every_frontend(frontends: Frontends) -> list[dict[str, Any]]:
     """Frontends that differ in all that decides how nginx listens, and in a random part of the rest."""
     chosen = random.Random(13)
-    tls = {"certificate": str(doors.pem), "key": str(doors.pem.with_suffix(".key"))}
+    tls = {"certificate": str(frontends.pem), "key": str(frontends.pem.with_suffix(".key"))}
     found = []
-    listens = ((), (doors.endpoint(5),), (doors.endpoint(5), f"[::1]:{doors.ports.first + 6}"))
+    listens = ((), (frontends.endpoint(5),), (frontends.endpoint(5), f"[::1]:{frontends.ports.first + 6}"))
     for listen, named, secured in itertools.product(listens, (False, True), (None, False, True)):
-        door: dict[str, Any] = {}
+        frontend: dict[str, Any] = {}
         if not listen and (named or secured is not None):
             continue
         if listen:
-            door["listen"] = list(listen)
+            frontend["listen"] = list(listen)
         if named:
-            door["server_names"] = list(NAMES)
+            frontend["server_names"] = list(NAMES)
         if secured is not None:
-            door["tls"] = {**tls, "http2": secured, "hsts_days": chosen.choice((0, 30))}
+            frontend["tls"] = {**tls, "http2": secured, "hsts_days": chosen.choice((0, 30))}
             if chosen.random() < 0.5:
-                door["redirect"] = [doors.endpoint(7)]
+                frontend["redirect"] = [frontends.endpoint(7)]
         if chosen.random() < 0.5:
-            door["limits"] = [dict(limit) for limit in LIMITS]
+            frontend["limits"] = [dict(limit) for limit in LIMITS]
         if chosen.random() < 0.5:
-            door["cors"] = {"origins": chosen.choice((["*"], ["https://app.example.com"]))}
+            frontend["cors"] = {"origins": chosen.choice((["*"], ["https://app.example.com"]))}
         if chosen.random() < 0.5:
-            door["trusted_proxies"] = ["10.0.0.0/8"]
-        found.append(door)
+            frontend["trusted_proxies"] = ["10.0.0.0/8"]
+        found.append(frontend)
     return found
 
 
 async def test_every_frontend_is_adopted_and_changed(short_path: Path) -> None:
     """Whatever nginx serves, the next daemon finds it served, changes nothing, and then puts a change in force."""
-    async with doors_at(short_path) as doors:
-        nginx = doors.begin()
-        await nginx.start([doors.address({})])
+    async with frontends_at(short_path) as frontends:
+        nginx = frontends.begin()
+        await nginx.start([frontends.address({})])
         events = nginx.events
         try:
-            for door in every_door(doors):
-                address = doors.address(door)
-                assert await nginx.apply([address]) is (nginx.reloads > 0), door
-                nginx = await doors.again(nginx)
+            for frontend in every_frontend(frontends):
+                address = frontends.address(frontend)
+                assert await nginx.apply([address]) is (nginx.reloads > 0), frontend
+                nginx = await frontends.again(nginx)
                 assert await nginx.objections([address]) == {}, "its own addresses are nobody else's"
-                assert not await nginx.apply([address]), f"nothing changed: {door}"
+                assert not await nginx.apply([address]), f"nothing changed: {frontend}"
                 assert (nginx.events, nginx.reloads) == (events, 0)
-                guarded = doors.address(door | {"auth": {"keys_file": str(doors.directory / "chat.keys")}})
+                guarded = frontends.address(frontend | {"auth": {"keys_file": str(frontends.directory / "chat.keys")}})
                 assert await nginx.apply([guarded])
                 for endpoint in guarded.listens:
                     if endpoint not in map(str, guarded.frontend.redirect):
-                        tls = "tls" in door and endpoint != guarded.listen
-                        assert await asyncio.to_thread(doors.status_at, endpoint, tls=tls) == 401, (door, endpoint)
+                        tls = "tls" in frontend and endpoint != guarded.listen
+                        assert await asyncio.to_thread(frontends.status_at, endpoint, tls=tls) == 401, (
+                            frontend,
+                            endpoint,
+                        )
         finally:
             await nginx.stop(grace_s=1)
 
 
 async def test_a_configuration_that_was_written_and_never_told_is_put_in_force(short_path: Path) -> None:
     """What the file says is not what nginx does: a daemon may have died between the two."""
-    async with doors_at(short_path) as doors:
-        nginx = doors.begin()
-        await nginx.start([doors.address({})])
+    async with frontends_at(short_path) as frontends:
+        nginx = frontends.begin()
+        await nginx.start([frontends.address({})])
         try:
-            guarded = doors.address({"auth": {"keys_file": str(doors.directory / "chat.keys")}})
-            (doors.directory / "run" / "nginx" / "nginx.conf").write_text(nginx._config([guarded]).rendered().text)
-            nginx = await doors.again(nginx)
+            guarded = frontends.address({"auth": {"keys_file": str(frontends.directory / "chat.keys")}})
+            (frontends.directory / "run" / "nginx" / "nginx.conf").write_text(nginx._config([guarded]).rendered().text)
+            nginx = await frontends.again(nginx)
             assert await nginx.apply([guarded])
-            assert await asyncio.to_thread(doors.status_at, guarded.listen, tls=False) == 401
+            assert await asyncio.to_thread(frontends.status_at, guarded.listen, tls=False) == 401
         finally:
             await nginx.stop(grace_s=1)
 
 
 async def test_what_is_in_force_is_known_whenever_a_daemon_dies(short_path: Path) -> None:
     """Also in the middle of a change that nginx has not taken: what each service has is not what the file says."""
-    async with doors_at(short_path) as doors:
-        nginx = doors.begin()
-        plain = doors.address({"max_body_mb": 7})
+    async with frontends_at(short_path) as frontends:
+        nginx = frontends.begin()
+        plain = frontends.address({"max_body_mb": 7})
         await nginx.start([plain])
         assert nginx.process is not None
         try:
-            for listen in (doors.endpoint(8), doors.endpoint(9)):
+            for listen in (frontends.endpoint(8), frontends.endpoint(9)):
                 limits = resource.prlimit(nginx.process.pid, resource.RLIMIT_NOFILE)
                 resource.prlimit(nginx.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
                 changing = asyncio.create_task(nginx.apply([replace(plain, listen=listen)]))
-                while listen not in (doors.directory / "run" / "nginx" / "nginx.conf").read_text():
+                while listen not in (frontends.directory / "run" / "nginx" / "nginx.conf").read_text():
                     await asyncio.sleep(0)
                 changing.cancel()
                 await asyncio.gather(changing, return_exceptions=True)
-                nginx = await doors.again(nginx)
+                nginx = await frontends.again(nginx)
                 assert nginx.process is not None
                 resource.prlimit(nginx.process.pid, resource.RLIMIT_NOFILE, limits)
                 assert await nginx.in_force() == [plain]
@@ -209,15 +212,15 @@ async def test_what_is_in_force_is_known_whenever_a_daemon_dies(short_path: Path
 
 async def test_a_change_is_in_force_when_it_is_said_to_be(short_path: Path) -> None:
     """At once and for every connection: nginx's old processes have let go of the addresses by then."""
-    async with doors_at(short_path) as doors:
-        nginx = doors.begin()
-        plain = doors.address({})
-        guarded = doors.address({"auth": {"keys_file": str(doors.directory / "chat.keys")}})
+    async with frontends_at(short_path) as frontends:
+        nginx = frontends.begin()
+        plain = frontends.address({})
+        guarded = frontends.address({"auth": {"keys_file": str(frontends.directory / "chat.keys")}})
         await nginx.start([plain])
         try:
             for _ in range(5):
                 await nginx.apply([guarded])
-                statuses = {doors.status_at(guarded.listen, tls=False) for _ in range(20)}
+                statuses = {frontends.status_at(guarded.listen, tls=False) for _ in range(20)}
                 assert statuses == {401}
                 await nginx.apply([plain])
         finally:
@@ -228,10 +231,10 @@ async def test_a_change_is_not_in_force_while_an_old_process_serves(
     short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """nginx's new processes answer the new number while one that has not ended yet still takes requests by the old."""
-    async with doors_at(short_path) as doors:
-        nginx = doors.begin()
-        guarded = doors.address({"auth": {"keys_file": str(doors.directory / "chat.keys")}})
-        await nginx.start([doors.address({})])
+    async with frontends_at(short_path) as frontends:
+        nginx = frontends.begin()
+        guarded = frontends.address({"auth": {"keys_file": str(frontends.directory / "chat.keys")}})
+        await nginx.start([frontends.address({})])
         assert nginx.process is not None
         slow = session_members(nginx.process.identity)[0].pid
         try:
@@ -245,23 +248,23 @@ async def test_a_change_is_not_in_force_while_an_old_process_serves(
                 finally:
                     os.kill(slow, signal.SIGCONT)
             await nginx.apply([guarded])
-            assert await asyncio.to_thread(doors.status_at, guarded.listen, tls=False) == 401
+            assert await asyncio.to_thread(frontends.status_at, guarded.listen, tls=False) == 401
         finally:
             await nginx.stop(grace_s=1)
 
 
 async def test_what_nginx_refuses_is_put_back(short_path: Path) -> None:
     """An address that somebody takes in the last moment: the error says so, and the file is the one before."""
-    async with doors_at(short_path) as doors:
-        nginx = doors.begin()
-        plain = doors.address({})
+    async with frontends_at(short_path) as frontends:
+        nginx = frontends.begin()
+        plain = frontends.address({})
         await nginx.start([plain])
         try:
-            file = doors.directory / "run" / "nginx" / "nginx.conf"
+            file = frontends.directory / "run" / "nginx" / "nginx.conf"
             before = file.read_text()
-            moved = replace(plain, listen=doors.endpoint(8))
+            moved = replace(plain, listen=frontends.endpoint(8))
             assert await nginx.objections([moved]) == {}
-            with socket.create_server(("127.0.0.1", doors.ports.first + 8)):
+            with socket.create_server(("127.0.0.1", frontends.ports.first + 8)):
                 assert "EADDRINUSE" in (await nginx.objections([moved]))["chat"]
                 with pytest.raises(NginxError, match=r"goes on with the old one: .*could not bind"):
                     await nginx.apply([moved])
@@ -293,7 +296,7 @@ async def in_force(gateway: Gateway, service: str = "chat") -> float:
 async def test_a_reload_that_nginx_refuses_is_no_success(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """It cannot make its directories: keys are not in force, and everybody says so until they are."""
     gateway = make_gateway()
-    gateway.settings["bridges"]["nginx"] = str(lenient_nginx(gateway.directory))
+    gateway.settings["nginx"]["command"] = str(lenient_nginx(gateway.directory))
     gateway.settings["services"][0]["frontend"] = {}
     await gateway.start()
     await engine(gateway.socket("r1"))
@@ -362,18 +365,18 @@ async def test_an_address_that_is_taken_is_not_shown_as_live(make_gateway: MakeG
 
 async def test_all_addresses_of_the_sixth_version_are_not_those_of_the_fourth(short_path: Path) -> None:
     """`[::]:PORT` may come while `0.0.0.0:PORT` is served, and go again."""
-    async with doors_at(short_path) as doors:
-        nginx = doors.begin()
-        fourth, sixth = doors.endpoint(5, "0.0.0.0"), doors.endpoint(5, "[::]")
-        await nginx.start([doors.address({"listen": [fourth]})])
+    async with frontends_at(short_path) as frontends:
+        nginx = frontends.begin()
+        fourth, sixth = frontends.endpoint(5, "0.0.0.0"), frontends.endpoint(5, "[::]")
+        await nginx.start([frontends.address({"listen": [fourth]})])
         try:
             for listens in ([fourth, sixth], [sixth], [sixth, fourth], [fourth]):
-                address = doors.address({"listen": listens})
+                address = frontends.address({"listen": listens})
                 assert await nginx.objections([address]) == {}
                 assert await nginx.apply([address])
                 for endpoint, host in ((fourth, "127.0.0.1"), (sixth, "[::1]")):
                     if endpoint in listens:
-                        assert await asyncio.to_thread(doors.status_at, doors.endpoint(5, host), tls=False)
+                        assert await asyncio.to_thread(frontends.status_at, frontends.endpoint(5, host), tls=False)
         finally:
             await nginx.stop(grace_s=1)
 
@@ -468,7 +471,7 @@ async def test_nginx_is_back_as_soon_as_its_file_is_repaired(make_gateway: MakeG
     works = '#!/bin/sh\nexec /usr/sbin/nginx "$@"\n'
     program.write_text(works)
     program.chmod(0o755)
-    gateway.settings["bridges"]["nginx"] = str(program)
+    gateway.settings["nginx"]["command"] = str(program)
     await gateway.start()
     program.write_text('#!/bin/sh\n[ "$1" = -V ] && exec /usr/sbin/nginx -V\nexit 1\n')
     os.kill((await gateway.status())["nginx"]["pid"], 9)

@@ -87,7 +87,7 @@ async def test_check_explains_and_changes_nothing(make_gateway: MakeGateway) -> 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", gateway.ports["chat"]))
         taken.listen()
-        gateway.settings["bridges"]["nginx"] = "/nowhere/nginx"
+        gateway.settings["nginx"]["command"] = "/nowhere/nginx"
         gateway.settings["services"][0]["router"] = {"command": "/nowhere/smg"}
         gateway.configure()
         code, out, _ = await gateway.cli("check")

@@ -26,7 +26,8 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 CONFIG = {
     "log": {"format": "json"},
-    "bridges": {"ports": "24001-24040", "nginx_workers": 1},
+    "nginx": {"workers": 1},
+    "bridges": {"ports": "24001-24040"},
     "rescan_interval_s": 0.5,
     "services": [
         {
@@ -175,7 +176,7 @@ async def test_daemon_comes_and_goes_under_systemd_and_nobody_notices(
 
 
 async def test_request_waits_while_systemd_restarts_the_daemon(machine: SystemdMachine, engine: StartEngine) -> None:
-    """Under the unit's own sandbox the waiting room's door stays open as well."""
+    """Under the unit's own sandbox the hold's socket stays open as well."""
     await machine.install(CONFIG, f"WatchdogSec={WATCHDOG_S}")
     socket = machine.root / "run/replicas/chat/r1.sock"
     socket.parent.mkdir()

@@ -87,7 +87,7 @@ def led_to(gateway: Gateway) -> set[str]:
 
 
 async def test_a_link_gives_nobody_what_is_the_daemons_or_a_neighbours(gateway: Gateway, start: StartAs) -> None:
-    """Its admin API, waiting room and SSH agent, and another user's engine: none of them is bridged."""
+    """Its admin API, hold and SSH agent, and another user's engine: none of them is bridged."""
     agent_path = gateway.directory / "of-daemon" / "agent"
     agent_path.parent.mkdir()
     give(agent_path.parent, DAEMON, 0o700)

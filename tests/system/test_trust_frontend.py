@@ -117,7 +117,7 @@ def tmp_path() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def door(
+async def frontend_at(
     directory: Path, frontend: FrontendSettings, router: Router, **more: Any
 ) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:
     """A frontend before the router; its URL and a client."""
@@ -135,8 +135,8 @@ async def door(
 async def test_a_router_is_told_only_what_is_named(tmp_path: Path) -> None:
     """Nothing that steers, nothing that a proxy would have said; what honest clients send arrives as it was."""
     router = Router()
-    door_settings = FrontendSettings(pass_headers=("X-Session-Id",))
-    async with door(tmp_path, door_settings, router) as (url, client):
+    settings = FrontendSettings(pass_headers=("X-Session-Id",))
+    async with frontend_at(tmp_path, settings, router) as (url, client):
         for method, path in (("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("DELETE", "/v1/responses/r1")):
             headers = SENT | FORGED | STEERING | {"X-Session-Id": "s1"}
             async with client.request(method, f"{url}{path}", headers=headers) as response:
@@ -156,7 +156,10 @@ async def test_a_router_is_told_only_what_is_named(tmp_path: Path) -> None:
 async def test_who_a_client_is_a_trusted_proxy_alone_says(tmp_path: Path) -> None:
     """Of its list only what no client can have made up: what came before the proxies that are known."""
     router = Router()
-    async with door(tmp_path, FrontendSettings(trusted_proxies=("127.0.0.1", "10.0.0.0/8")), router) as (url, client):
+    async with frontend_at(tmp_path, FrontendSettings(trusted_proxies=("127.0.0.1", "10.0.0.0/8")), router) as (
+        url,
+        client,
+    ):
         for forwarded in ("198.51.100.9, 192.0.2.1", "198.51.100.9, 192.0.2.1, 10.0.0.7"):
             async with client.get(f"{url}/v1/models", headers={"X-Forwarded-For": forwarded}) as response:
                 assert response.status == 200
@@ -172,7 +175,7 @@ async def test_another_server_may_answer_with_many_headers(tmp_path: Path) -> No
     async with listening(judge) as port:
         auth = AuthSettings(url=parse_auth_url(f"http://127.0.0.1:{port}/auth"))
         async with (
-            door(tmp_path, FrontendSettings(auth=auth), Router()) as (url, client),
+            frontend_at(tmp_path, FrontendSettings(auth=auth), Router()) as (url, client),
             client.get(f"{url}/v1/models") as response,
         ):
             assert response.status == 200
@@ -183,7 +186,7 @@ async def test_another_server_is_told_by_nginx_alone(tmp_path: Path) -> None:
     judge = Judge()
     async with listening(judge.answer) as port:
         auth = AuthSettings(url=parse_auth_url(f"http://127.0.0.1:{port}/auth"))
-        async with door(tmp_path, FrontendSettings(auth=auth), Router()) as (url, client):
+        async with frontend_at(tmp_path, FrontendSettings(auth=auth), Router()) as (url, client):
             headers = FORGED | STEERING | {"Authorization": "Bearer k", "X-Api-Key": "k2", "Cookie": "session=1"}
             async with client.post(f"{url}/v1/completions?x=1", data=b"{}", headers=headers) as response:
                 assert response.status == 200
@@ -215,7 +218,7 @@ async def test_a_long_value_is_counted(tmp_path: Path, per: str) -> None:
     router = Router()
     router.holding = asyncio.Event()
     limits = (LimitSettings(per=per, concurrent=2),)
-    async with door(tmp_path, FrontendSettings(limits=limits), router) as (url, client):
+    async with frontend_at(tmp_path, FrontendSettings(limits=limits), router) as (url, client):
 
         async def ask(value: str) -> int:
             async with client.get(f"{url}/v1/models", headers={"X-Tenant": value}) as response:
@@ -268,7 +271,7 @@ TELLTALE = {
 async def test_an_answer_brings_nothing_that_is_not_for_clients(tmp_path: Path) -> None:
     """Not what a browser keeps for the whole name, and no address of the inside; plain headers come through."""
     router = Router(**TELLTALE, **{"X-Plain": "1", "X-Request-Id": "r1"})
-    async with door(tmp_path, FrontendSettings(), router) as (url, client):
+    async with frontend_at(tmp_path, FrontendSettings(), router) as (url, client):
         async with client.get(f"{url}/v1/models", allow_redirects=False) as response:
             assert response.status == 200
             assert not {name for name in response.headers if name.title() in map(str.title, TELLTALE)} - {"Server"}
@@ -409,7 +412,7 @@ async def test_without_a_key_nothing_is_held(tmp_path: Path, by: str) -> None:
             settings["keys_file"] = tmp_path / "keys"
         else:
             settings["url"] = parse_auth_url(f"http://127.0.0.1:{asked}/auth")
-        async with door(tmp_path, FrontendSettings(auth=AuthSettings(**settings)), router) as (url, client):
+        async with frontend_at(tmp_path, FrontendSettings(auth=AuthSettings(**settings)), router) as (url, client):
             writers = []
             for request, length, wanted in (
                 ("POST /v1/chat/completions", f"Content-Length: {size}", 401),
@@ -440,7 +443,7 @@ async def test_what_needs_no_body_may_bring_none_that_is_held(tmp_path: Path, me
     """With a length or in chunks, and while requests have to wait: it fits into memory, or is refused."""
     router = Router()
     gate = tmp_path / "chat"
-    async with door(tmp_path, FrontendSettings(), router) as (url, client):
+    async with frontend_at(tmp_path, FrontendSettings(), router) as (url, client):
         for is_closed in (True, False):
             gate.touch() if is_closed else gate.unlink()
             for length in ("Content-Length: 10000", f"Content-Length: {MIB}", CHUNKED):
@@ -497,7 +500,7 @@ async def test_bodies_together_are_bounded(tmp_path: Path) -> None:
     router = Router()
     router.holding = asyncio.Event()
     settings = FrontendSettings(max_body_mb=4)
-    async with door(tmp_path, settings, router, requests=200, held_mb=64) as (url, client):
+    async with frontend_at(tmp_path, settings, router, requests=200, held_mb=64) as (url, client):
 
         async def chunks(size: int) -> AsyncIterator[bytes]:
             yield b"x" * size
@@ -531,7 +534,7 @@ async def test_bodies_together_are_bounded(tmp_path: Path) -> None:
 async def test_a_slow_upload_goes_on(tmp_path: Path) -> None:
     """Only a pause ends one, not its length."""
     router = Router()
-    async with door(tmp_path, FrontendSettings(), router) as (url, client):
+    async with frontend_at(tmp_path, FrontendSettings(), router) as (url, client):
 
         async def slowly() -> AsyncIterator[bytes]:
             for _ in range(20):

@@ -104,7 +104,7 @@ async def test_requests_wait_for_the_router_and_then_succeed(make_gateway: MakeG
     assert here.ledger.received == 51, "each was sent once"
 
 
-async def test_requests_go_on_waiting_while_the_waiting_rooms_socket_is_gone(
+async def test_requests_go_on_waiting_while_the_holds_socket_is_gone(
     make_gateway: MakeGateway, engine: StartEngine
 ) -> None:
     """Those that wait stay, and after a moment others can come."""
@@ -165,7 +165,7 @@ async def test_requests_that_wait_for_a_daemon_that_never_comes_are_answered_in_
         assert 0.5 < time.monotonic() - began < 30
 
 
-async def test_door_is_held_until_everything_is_stopped(gateway: Gateway) -> None:
+async def test_the_hold_is_kept_until_everything_is_stopped(gateway: Gateway) -> None:
     """Whoever ends what holds it open finds it held again; `stop --all` leaves nobody behind."""
     (first,) = holders(gateway)
     os.kill(first, signal.SIGKILL)
@@ -176,13 +176,13 @@ async def test_door_is_held_until_everything_is_stopped(gateway: Gateway) -> Non
     assert holders(gateway) == []
 
 
-async def test_daemon_that_cannot_start_leaves_the_door_as_it_was(
+async def test_daemon_that_cannot_start_leaves_the_hold_as_it_was(
     make_gateway: MakeGateway, engine: StartEngine
 ) -> None:
     """Nobody holds one where nothing had begun; who waits at an earlier daemon's goes on waiting."""
     gateway = make_gateway()
-    works = dict(gateway.settings["bridges"])
-    gateway.settings["bridges"] = works | {"nginx": "/nowhere/nginx"}
+    works = dict(gateway.settings["nginx"])
+    gateway.settings["nginx"] = works | {"command": "/nowhere/nginx"}
     await gateway.start(ready=False)
     assert gateway.process is not None
     assert await gateway.process.wait() == 1
@@ -190,7 +190,7 @@ async def test_daemon_that_cannot_start_leaves_the_door_as_it_was(
     assert "/nowhere/nginx" in failed["reason"]
     assert holders(gateway) == []
 
-    gateway.settings["bridges"] = works
+    gateway.settings["nginx"] = works
     await lose_router(gateway, engine)
     async with aiohttp.ClientSession() as session:
         waiting = asyncio.create_task(post(session, gateway))
@@ -217,7 +217,7 @@ def are_waiting(count: int, status: Status) -> bool:
 
 
 def holders(gateway: Gateway) -> list[int]:
-    """The processes that hold the waiting room's door open while there is no daemon."""
+    """The processes that keep the hold's socket open while there is no daemon."""
     return [identity.pid for identity in writers_of(gateway.directory / "run" / "log" / "hold.log")]
 
 

@@ -20,7 +20,7 @@ from gateway_sidecar.control.state import records
 from gateway_sidecar.control.state.records import write_record
 from gateway_sidecar.control.workqueue import K, WorkQueue
 from gateway_sidecar.domain.model import Overrides
-from gateway_sidecar.frontend import files as door_files
+from gateway_sidecar.frontend import files as frontend_files
 from gateway_sidecar.frontend.keys import read_content
 from gateway_sidecar.sources import socket_pattern
 from gateway_sidecar.sources.listing import Listing
@@ -85,7 +85,7 @@ def main() -> None:
 
     vars(app).update(run_daemon=run_daemon, load_overrides=_hanging_notes)
     vars(records).update(write_record=_hanging_record)
-    vars(door_files).update(read_content=_hanging_keys)
+    vars(frontend_files).update(read_content=_hanging_keys)
     vars(socket_pattern).update(SocketPattern=WedgingPattern)
     vars(service).update(WorkQueue=WedgingQueue)
     cli.main()

@@ -73,7 +73,7 @@ class World(AcmeServer):
             self.taken_in += 1
 
         host = AcmeHost(lambda: self.settings, lambda: self.frontends, lambda: self.served, take_in, self.shared)
-        places = FrontendPlaces(self.directory / "doors")
+        places = FrontendPlaces(self.directory / "frontends")
         return Certificates(self.state, places, host, self.metrics, now=self.now, server=self)
 
     def suggested_renewal(self, settings: AcmeSettings, pem: Path) -> tuple[float | None, float]:
@@ -133,7 +133,7 @@ async def test_a_certificate_is_ordered_and_renewed_at_two_thirds_of_its_lifetim
     assert certificates.problems == {}
     files = certificates.with_files(world.frontends)["chat"].tls
     assert files is not None
-    assert files.pair == (world.state.pem(Wanted.of((NAME,), URL)),) * 2
+    assert files.certificate_files == (world.state.pem(Wanted.of((NAME,), URL)),) * 2
     due = world.value("acme_renewal_timestamp_seconds", service="chat")
     assert due is not None
     await through(certificates, 56 * DAY_S, step_s=DAY_S)

@@ -44,8 +44,10 @@ def test_paths_at_which_nothing_passes_are_named() -> None:
 
     def told(path: str, more: str = "") -> bool:
         limits = f"    frontend:\n      {more}\n      limits: [{{per: ip, rps: 1, path: {path}}}]\n"
-        door = f"    frontend:\n      {more}\n      auth: {{keys_file: /k, public_paths: [{path}]}}\n"
-        found = [[it for it in advice(MINIMAL + each) if not it.endswith("frontend.paths")] for each in (limits, door)]
+        frontend = f"    frontend:\n      {more}\n      auth: {{keys_file: /k, public_paths: [{path}]}}\n"
+        found = [
+            [it for it in advice(MINIMAL + each) if not it.endswith("frontend.paths")] for each in (limits, frontend)
+        ]
         assert found in (
             [[], []],
             [["services[0].frontend.limits[0].path"], ["services[0].frontend.auth.public_paths"]],

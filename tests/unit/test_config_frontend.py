@@ -201,7 +201,7 @@ def test_an_url_says_where_to_ask() -> None:
     assert str(parse_auth_url("http://[::1]:81/a")) == "http://[::1]:81/a"
 
 
-def test_open_doors_are_warned_of() -> None:
+def test_open_frontends_are_warned_of() -> None:
     """Keys in the clear, engines for everybody, counting by what clients choose."""
     quiet = {"listen": ["0.0.0.0:443"], "tls": TLS, "auth": KEYS}
     limit = {"per": "header:X-T", "rps": 1}

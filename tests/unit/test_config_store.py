@@ -35,7 +35,7 @@ def test_a_certificate_of_the_store_is_a_file_of_this_gateways() -> None:
     settings = parse_config("state_dir: /s\nstore: {etcd: {endpoints: ['http://a:1']}}\n" + services)
     found = settings.services[0].frontend.tls
     assert found is not None
-    assert found.pair == (Path("/s/store-certificates/api.pem"),) * 2
+    assert found.certificate_files == (Path("/s/store-certificates/api.pem"),) * 2
     assert (found.store, found.named) == ("api", "certificate 'api' of the store")
     assert type(found).model_validate(found.model_dump(mode="json")) == found
 

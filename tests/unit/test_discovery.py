@@ -321,5 +321,5 @@ def test_first_bytes_tell_the_protocol(first: bytes, protocol: Protocol | None) 
     [(401, Unknown), (403, Unknown), (404, Foreign), (302, Foreign), (429, Unknown), (500, Unknown), (503, Loading)],
 )
 def test_model_list_that_is_refused(status: int, verdict: type) -> None:
-    """503 is an engine that loads, a locked or broken door is none of an engine's qualities, 404 is no engine."""
+    """503 is an engine that loads, a refusal or a fault is none of an engine's qualities, 404 is no engine."""
     assert isinstance(read_models(HttpAnswer(status)), verdict)

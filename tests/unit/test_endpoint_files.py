@@ -20,12 +20,12 @@ from tests.unit.fake_time import in_fake_time
 from tests.unit.world import FACTS, REFUSED, Worlds
 
 R1 = ReplicaId("r1")
-SETTLE_S = 10.0
+READ_WITHIN_S = 10.0
 
 
 def of(file: Path, **more: Any) -> dict[str, Any]:
     """The settings of a service with this file."""
-    return {"endpoints": [{"path": str(file), "settle_s": SETTLE_S, **more}]}
+    return {"endpoints": [{"path": str(file), "read_within_s": READ_WITHIN_S, **more}]}
 
 
 def states(file: Path) -> dict[str, str]:
@@ -62,7 +62,7 @@ async def test_a_replica_is_named_while_it_serves_whatever_its_router_does(world
 async def test_one_that_drains_is_out_of_the_file_first_and_bridged_until_its_requests_end(
     worlds: Worlds, tmp_path: Path
 ) -> None:
-    """Connections count `settle_s` after the file was written: until then a router may still begin one."""
+    """Connections count `read_within_s` after the file was written: until then a router may still begin one."""
     file = tmp_path / "chat.json"
     async with worlds(**of(file)) as world:
         port = await world.in_use("r1")
@@ -70,9 +70,9 @@ async def test_one_that_drains_is_out_of_the_file_first_and_bridged_until_its_re
         draining = asyncio.create_task(world.service.drains.drain(R1, 600.0))
         await world.until(says(file, r1="draining"))
         out_at = awake.monotonic()
-        await asyncio.sleep(SETTLE_S / 2)
+        await asyncio.sleep(READ_WITHIN_S / 2)
         world.connections.clear()  # Nothing is in flight just then; a router that has not read the file sends on.
-        await asyncio.sleep(SETTLE_S / 4)
+        await asyncio.sleep(READ_WITHIN_S / 4)
         assert not draining.done()
         world.connections[port] = 1
         await asyncio.sleep(60)
@@ -80,7 +80,7 @@ async def test_one_that_drains_is_out_of_the_file_first_and_bridged_until_its_re
         assert world.tenure("r1").bridge.linked
         world.connections.clear()
         assert (await draining).drained
-        assert awake.monotonic() >= out_at + SETTLE_S
+        assert awake.monotonic() >= out_at + READ_WITHIN_S
         assert not world.tenure("r1").bridge.linked
         world.service.drains.resume(R1)
         await world.until(says(file, r1="serving"))

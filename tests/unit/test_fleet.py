@@ -59,7 +59,7 @@ class Site:
         reflector = StoreReflector(self.store, remembered, problem, self.metrics, read_every_s=5.0)
         membership = Membership(self.store, reflector, remembered, name, self.problems.of("store: gateway"), lease_s=15)
         local = directory / "replicas.json"
-        replicas = SharedReplicas(self.store, reflector, remembered, membership.settled, local)
+        replicas = SharedReplicas(self.store, reflector, remembered, membership.joined, local)
         drains = FleetDrains(self.store, reflector, membership, replicas)
         seen = Seen(self.store, reflector, membership)
         self.leases = PortLeases(range(24001, 24021))

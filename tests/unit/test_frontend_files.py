@@ -19,10 +19,10 @@ from gateway_sidecar.control.edge.frontends import Frontends
 from gateway_sidecar.errors import FrontendError
 from gateway_sidecar.frontend.certificate import read_certificate, read_client_ca
 from gateway_sidecar.frontend.edit_keys import add_key, change_key, change_plan, revoke_key
-from gateway_sidecar.frontend.files import FrontendFiles, PairTaken
+from gateway_sidecar.frontend.file_stats import directories
+from gateway_sidecar.frontend.files import CertificateTaken, FrontendFiles
 from gateway_sidecar.frontend.keys import parse_keys, read_keys
-from gateway_sidecar.frontend.publish import publish_keys, publish_pair, withdraw_keys, withdraw_pair
-from gateway_sidecar.frontend.signature import directories
+from gateway_sidecar.frontend.served_files import place_certificate, place_keys, withdraw_certificate, withdraw_keys
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.certificates import Authority, certificate
@@ -300,35 +300,35 @@ def test_links_on_the_way_to_a_file_are_watched(tmp_path: Path) -> None:
 def test_links_follow_the_keys(tmp_path: Path) -> None:
     """Only what changed is touched, and nothing else is there."""
     directory = tmp_path / "keys"
-    assert publish_keys(directory, {A: "alice", B: "bob"}) == (2, 0)
+    assert place_keys(directory, {A: "alice", B: "bob"}) == (2, 0)
     inode = (directory / A).lstat().st_ino
-    assert publish_keys(directory, {A: "alice"}) == (0, 1)
+    assert place_keys(directory, {A: "alice"}) == (0, 1)
     assert (directory / A).lstat().st_ino == inode
-    assert publish_keys(directory, {A: "ann"}) == (1, 0)
+    assert place_keys(directory, {A: "ann"}) == (1, 0)
     assert {name: str((directory / name).readlink()) for name in os.listdir(directory)} == {A: "ann"}
     assert directory.stat().st_mode & 0o777 == 0o700
     withdraw_keys(directory)
     assert not directory.exists()
 
 
-def test_a_certificate_is_published_once(tmp_path: Path) -> None:
+def test_a_certificate_is_placed_once(tmp_path: Path) -> None:
     """For the daemon's user alone, and never written over: a handshake may be reading it. Another service's stays."""
     place, other = tmp_path / "chat.pem", tmp_path / "chat.2.pem"
-    assert publish_pair(other, b"other")
+    assert place_certificate(other, b"other")
     place.write_bytes(b"x")  # As an earlier version left it.
-    assert publish_pair(place, b"x")
-    assert not publish_pair(place, b"x")
+    assert place_certificate(place, b"x")
+    assert not place_certificate(place, b"x")
     assert place.stat().st_mode & 0o777 == 0o600
     first = place.resolve()
-    assert publish_pair(place, b"y")
+    assert place_certificate(place, b"y")
     assert (first.read_bytes(), place.read_bytes()) == (b"x", b"y")
-    assert publish_pair(place, b"z")
+    assert place_certificate(place, b"z")
     assert not first.exists()
     place.resolve().unlink()
-    assert publish_pair(place, b"z")
+    assert place_certificate(place, b"z")
     assert place.read_bytes() == b"z"
-    withdraw_pair(place)
-    assert sorted(it.suffix for it in tmp_path.iterdir()) == [".pair", ".pem"]
+    withdraw_certificate(place)
+    assert sorted(it.suffix for it in tmp_path.iterdir()) == [".certificate", ".pem"]
     assert other.read_bytes() == b"other"
 
 
@@ -356,11 +356,11 @@ def test_a_certificate_for_another_name_does_not_take_the_place_of_the_right_one
         FrontendFiles(tmp_path / "links", place, tmp_path / "ca").look(settings(right), time.time())
         files = FrontendFiles(tmp_path / "links", place, tmp_path / "ca")  # As after a restart of the daemon.
         found = files.look(settings(wrong), time.time())
-        assert "wrong.pem: is not for a.example.com; " in str(found.pair)
+        assert "wrong.pem: is not for a.example.com; " in str(found.certificate)
         assert place.read_bytes().startswith(right.read_bytes().rstrip())
     found = FrontendFiles(tmp_path / "links", tmp_path / "3", tmp_path / "ca").look(settings(wrong), time.time())
-    assert isinstance(found.pair, PairTaken)
-    assert found.pair.wrong_for == ("a.example.com",)
+    assert isinstance(found.certificate, CertificateTaken)
+    assert found.certificate.wrong_for == ("a.example.com",)
 
 
 def test_what_is_wrong_with_a_pair_is_one_line(tmp_path: Path) -> None:
@@ -434,29 +434,29 @@ async def test_other_authorities_have_another_number(tmp_path: Path) -> None:
     pem = certificate(tmp_path, "a")
     tls = TlsSettings(certificate=pem, key=pem.with_suffix(".key"), client_ca=file)
     wanted = {"chat": FrontendSettings(tls=tls)}
-    places = FrontendPlaces(tmp_path / "doors")
+    places = FrontendPlaces(tmp_path / "frontends")
     places.directory.mkdir()
-    doors = Frontends(places, lambda: wanted, lambda: wanted, Metrics(), rescan_interval_s=60)
+    frontends = Frontends(places, lambda: wanted, lambda: wanted, Metrics(), rescan_interval_s=60)
     assert places.client_ca_number("chat") == ""
-    await doors.look()
+    await frontends.look()
     first = places.client_ca_number("chat")
     assert re.fullmatch("[0-9a-f]{16}", first)
     assert places.client_ca("chat").stat().st_mode & 0o777 == 0o600
     file.write_bytes(Authority(tmp_path, "two").certificate.read_bytes())
-    await doors.look()
+    await frontends.look()
     second = places.client_ca_number("chat")
     assert second not in (first, "")
     places.client_ca("chat").unlink()
-    assert doors.client_ca("chat") == second, "whoever removed it has changed nothing"
-    await doors.look()
+    assert frontends.client_ca("chat") == second, "whoever removed it has changed nothing"
+    await frontends.look()
     file.write_bytes(b"rubbish" + b"x" * 2000)
-    await doors.look()
+    await frontends.look()
     assert places.client_ca_number("chat") == second
     wanted["chat"] = FrontendSettings()
-    await doors.look()
+    await frontends.look()
     assert places.services() == set()
-    assert doors.client_ca("chat") == ""
-    assert doors.problems == {}
+    assert frontends.client_ca("chat") == ""
+    assert frontends.problems == {}
 
 
 def _locked(source: Path, target: Path) -> Path:
@@ -475,22 +475,22 @@ async def test_a_pair_that_is_replaced_by_two_renames_is_no_fault(
     shutil.copy(old, live)
     shutil.copy(old.with_suffix(".key"), live.with_suffix(".key"))
     tls = TlsSettings(certificate=live, key=live.with_suffix(".key"))
-    doors = frontends(tmp_path / "doors", FrontendSettings(tls=tls))
-    await doors.look()
+    frontends = frontends_of(tmp_path / "frontends", FrontendSettings(tls=tls))
+    await frontends.look()
     monkeypatch.setattr("gateway_sidecar.control.edge.frontends._MOMENT_S", 3600.0)
     new.rename(live)
-    await doors.look()
-    assert doors.problems == {}
+    await frontends.look()
+    assert frontends.problems == {}
     new.with_suffix(".key").rename(live.with_suffix(".key"))
-    await doors.look()
-    assert doors.problems == {}
-    assert live.read_bytes().strip() in (tmp_path / "doors" / "chat.pem").read_bytes()
+    await frontends.look()
+    assert frontends.problems == {}
+    assert live.read_bytes().strip() in (tmp_path / "frontends" / "chat.pem").read_bytes()
     shutil.copy(old, live)
-    await doors.look()
-    assert doors.problems == {}
+    await frontends.look()
+    assert frontends.problems == {}
     monkeypatch.setattr("gateway_sidecar.control.edge.frontends._MOMENT_S", 0.0)
-    await doors.look()
-    [problem] = doors.problems.values()
+    await frontends.look()
+    [problem] = frontends.problems.values()
     assert "what was there before stays in force" in problem
 
 
@@ -498,14 +498,14 @@ async def test_what_was_never_good_does_not_stay_in_force(tmp_path: Path) -> Non
     """The first files of a frontend that cannot be used are told at once, and what that means."""
     auth = AuthSettings(keys_file=tmp_path / "no keys")
     tls = TlsSettings(certificate=tmp_path / "no.pem", key=tmp_path / "no.key")
-    (tmp_path / "doors").mkdir()
-    doors = frontends(tmp_path / "doors", FrontendSettings(auth=auth, tls=tls))
-    await doors.look()
-    assert len(doors.problems) == 2
-    assert all(problem.endswith("; no client gets in until it can be used") for problem in doors.problems.values())
+    (tmp_path / "frontends").mkdir()
+    frontends = frontends_of(tmp_path / "frontends", FrontendSettings(auth=auth, tls=tls))
+    await frontends.look()
+    assert len(frontends.problems) == 2
+    assert all(problem.endswith("; no client gets in until it can be used") for problem in frontends.problems.values())
 
 
-def frontends(directory: Path, settings: FrontendSettings) -> Frontends:
+def frontends_of(directory: Path, settings: FrontendSettings) -> Frontends:
     """Those of one service, `chat`."""
     directory.mkdir(exist_ok=True)
     wanted = {"chat": settings}

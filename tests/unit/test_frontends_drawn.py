@@ -14,19 +14,19 @@ from hypothesis import Phase, given, seed, settings
 from gateway_sidecar.config import FrontendSettings, Settings
 from gateway_sidecar.config.load import parse_config
 from gateway_sidecar.config.models import HoldSettings
-from gateway_sidecar.config.part import Part
+from gateway_sidecar.config.section import Section
 from tests.frontends import DRAWN, Ground, services
 
-GROUND = Ground(Path("/etc/doors"), 20000, 19999)
+GROUND = Ground(Path("/etc/frontends"), 20000, 19999)
 
 
-def parts_of(model: type[Part]) -> set[type[Part]]:
+def sections_of(model: type[Section]) -> set[type[Section]]:
     """A mapping and all mappings in it."""
     found = {model}
 
     def look(annotation: Any) -> None:
-        if isinstance(annotation, type) and issubclass(annotation, Part):
-            found.update(parts_of(annotation))
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            found.update(sections_of(annotation))
         for inner in typing.get_args(annotation):
             look(inner)
 
@@ -35,8 +35,8 @@ def parts_of(model: type[Part]) -> set[type[Part]]:
     return found
 
 
-@pytest.mark.parametrize("model", sorted(parts_of(FrontendSettings) | {HoldSettings}, key=str))
-def test_every_setting_of_a_frontend_is_drawn(model: type[Part]) -> None:
+@pytest.mark.parametrize("model", sorted(sections_of(FrontendSettings) | {HoldSettings}, key=str))
+def test_every_setting_of_a_frontend_is_drawn(model: type[Section]) -> None:
     """A new setting is, too: add it to `tests/frontends.py`, and what a client sees of it to the property test."""
     assert DRAWN[model](GROUND, "chat").keys() == model.model_fields.keys()
 
@@ -54,12 +54,12 @@ def test_every_draw_is_a_configuration_and_every_setting_varies() -> None:
             note(parsed.frontend)
             note(parsed.hold)
 
-    def note(part: Part) -> None:
-        for name in type(part).model_fields:
-            value = getattr(part, name)
-            seen[type(part).__name__, name].add(repr(value))
+    def note(section: Section) -> None:
+        for name in type(section).model_fields:
+            value = getattr(section, name)
+            seen[type(section).__name__, name].add(repr(value))
             for inner in value if isinstance(value, tuple) else (value,):
-                if isinstance(inner, Part):
+                if isinstance(inner, Section):
                     note(inner)
 
     files = {("TlsSettings", name) for name in ("certificate", "key", "store", "acme")} | {("AuthSettings", "store")}

@@ -1,4 +1,4 @@
-"""What nginx tells the waiting room of a request, and what comes of it."""
+"""What nginx tells the hold of a request, and what comes of it."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def test_an_owner_keeps_its_port() -> None:
 
 
 def test_released_port_rests_until_it_is_quiet() -> None:
-    """Quarantine: nobody gets the port until it settles."""
+    """Quarantine: nobody gets the port until it is quiet."""
     leases = PortLeases(range(10, 12))
     first = leases.acquire("a")
     leases.release(first)
@@ -149,7 +149,7 @@ def test_more_services_than_ports_share_as_they_come() -> None:
 
 
 STEPS = st.lists(
-    st.tuples(st.sampled_from(("acquire", "release", "settle")), st.sampled_from("abc"), st.integers(0, 12)),
+    st.tuples(st.sampled_from(("acquire", "release", "note_quiet")), st.sampled_from("abc"), st.integers(0, 12)),
     max_size=80,
 )
 
@@ -168,7 +168,7 @@ def test_who_holds_less_than_its_share_gets_a_port(total: int, steps: list[tuple
                     assert not below
             case "release":
                 leases.release(10 + number)
-            case "settle":
+            case "note_quiet":
                 leases.note_quiet(10 + number, 0)
         held = {name: leases.held_by(name) for name in "abc"}
         assert sum(held.values()) == len(leases.leased) + len(leases.quarantined)
@@ -209,7 +209,7 @@ def test_services_may_come_and_go(total: int, steps: list[tuple[str, set[str]]])
 
 OPERATIONS = st.lists(
     st.tuples(
-        st.sampled_from(("acquire", "release", "settle", "quarantine", "restore")),
+        st.sampled_from(("acquire", "release", "note_quiet", "quarantine", "restore")),
         st.integers(10, 15),
         st.sampled_from("abcdef"),
     )
@@ -229,7 +229,7 @@ def test_no_port_has_two_owners_and_none_is_lost(operations: list[tuple[str, int
                     assert len(leases.leased) + len(leases.quarantined) == leases.size
             case "release":
                 leases.release(port)
-            case "settle":
+            case "note_quiet":
                 leases.note_quiet(port, 0)
             case "quarantine":
                 leases.quarantine(port)

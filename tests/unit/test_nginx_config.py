@@ -54,7 +54,7 @@ def config(**changes: object) -> str:
         "directory": Path("/run/g/nginx"),
         "temp": Path("/var/lib/g/nginx-temp"),
         "gates": Path("/run/g/gates"),
-        "waiting_room": Path("/run/g/hold.sock"),
+        "hold_socket": Path("/run/g/hold.sock"),
         "log": Path("/var/lib/g/nginx.log"),
         "worker_processes": "2",
         "capacity": Capacity.within(65536, 1000),
@@ -119,12 +119,12 @@ def test_bodies_fit_into_their_bound() -> None:
     assert [one.most for one in body_classes(8192, 64)] == [2863, 286, 42]
 
 
-def test_the_largest_door_is_what_bodies_are_counted_for() -> None:
+def test_the_largest_frontend_is_what_bodies_are_counted_for() -> None:
     """A body of unknown length may be as large as the largest that any service takes."""
-    doors = [FrontendSettings(max_body_mb=size) for size in (1, 1024)]
+    frontends = [FrontendSettings(max_body_mb=size) for size in (1, 1024)]
     addresses = [
-        smg_address(f"s{number}", f"127.0.0.1:3000{number}", "127.0.0.1:23001", "127.0.0.1:23003", door)
-        for number, door in enumerate(doors)
+        smg_address(f"s{number}", f"127.0.0.1:3000{number}", "127.0.0.1:23001", "127.0.0.1:23003", frontend)
+        for number, frontend in enumerate(frontends)
     ]
     text = config(services=addresses)
     assert "limit_conn gateway_bodies_10 1;" in text
@@ -136,7 +136,7 @@ def test_bodies_that_could_fill_the_disk_are_told_of(tmp_path: Path) -> None:
     """`check` says what to set."""
     assert room_for_bodies(tmp_path / "not" / "made", 1) == []
     (finding,) = room_for_bodies(tmp_path / "not" / "made", 1 << 40)
-    assert "bridges.max_bodies_mb lower" in finding.text
+    assert "nginx.max_bodies_mb lower" in finding.text
 
 
 def test_a_router_with_a_full_queue_is_tried_again_by_the_kernel() -> None:
@@ -160,7 +160,7 @@ def test_same_settings_give_the_same_text() -> None:
 def test_the_next_daemon_reads_what_is_served_and_believes_no_other_text() -> None:
     """All of it, however long; and nothing once a word of the text is another than what nginx runs with."""
     tls = TlsSettings(certificate=Path("/etc/a.pem"), key=Path("/etc/a.key"), http2=True)
-    door = FrontendSettings.model_validate(
+    frontend = FrontendSettings.model_validate(
         {
             "listen": ["[::]:443"],
             "server_names": [f"a{number}.example.com" for number in range(500)],
@@ -170,7 +170,7 @@ def test_the_next_daemon_reads_what_is_served_and_believes_no_other_text() -> No
         }
     )
     served = [
-        smg_address("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", door, 30.0),
+        smg_address("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", frontend, 30.0),
         smg_address("code", "127.0.0.1:30001", "127.0.0.1:23005", "127.0.0.1:23007"),
     ]
     text = config(services=served)
@@ -260,8 +260,8 @@ def test_every_hop_takes_the_same_heads_of_answers() -> None:
 def test_a_client_may_have_hundreds_of_streams_over_one_connection() -> None:
     """Where nginx speaks HTTP/2; an nginx that was built without it knows no such setting."""
     for http2 in (False, True):
-        door = FrontendSettings(tls=TlsSettings(certificate=Path("/c"), key=Path("/k"), http2=http2))
-        text = config(services=[smg_address("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2", door)])
+        frontend = FrontendSettings(tls=TlsSettings(certificate=Path("/c"), key=Path("/k"), http2=http2))
+        text = config(services=[smg_address("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2", frontend)])
         assert [it.words[1] for it in every(text, "http2_max_concurrent_streams")] == ["1000"] * http2
 
 
@@ -308,10 +308,10 @@ def test_an_advertised_address_serves_this_machine_alone() -> None:
 def test_browsers_are_told_of_https_with_every_answer() -> None:
     """Where `add_header` is said again, this is too; and nowhere unless it is wanted."""
     for days in (0, 365):
-        door = FrontendSettings(
+        frontend = FrontendSettings(
             tls=TlsSettings(certificate=Path("/c"), key=Path("/k"), hsts_days=days), cors=CorsSettings(origins=("*",))
         )
-        address = smg_address("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", door)
+        address = smg_address("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", frontend)
         text = config(services=[address])
         said = text.count('add_header Strict-Transport-Security "max-age=31536000" always;')
         assert said == (text.count("add_header Vary Origin always;") if days else 0)
@@ -330,8 +330,8 @@ def test_every_answer_of_nginx_itself_names_its_request() -> None:
     limits = [{"per": "ip", "rps": 1}, {"per": "ip", "concurrent": 1}]
     more = {"listen": ["0.0.0.0:80"], "server_names": ["a.example.com"], "cors": {"origins": ["*"]}, "limits": limits}
     for auth in ({"keys_file": "/k"}, {"url": "http://127.0.0.1:1/"}):
-        door = FrontendSettings.model_validate(more | {"auth": auth})
-        address = smg_address("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", door)
+        frontend = FrontendSettings.model_validate(more | {"auth": auth})
+        address = smg_address("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", frontend)
         text = config(services=[address], lua_modules=())
         asked = [
             (it, " ".join(on.words)) for it in every(text, "server") for on in it.block or () if on.words[0] == "listen"
@@ -367,10 +367,10 @@ def test_names_are_proved_at_the_redirect_address_where_a_certificate_is_by_acme
     """At every one, since services with one name share a certificate; and nowhere without such a certificate."""
     plain = FrontendSettings.model_validate({"redirect": ["0.0.0.0:80"], "server_names": ["a.example.com"]})
     by_acme = FrontendSettings.model_validate({"server_names": ["a.example.com"], "tls": {"acme": True}})
-    doors = [("chat", plain), ("code", by_acme)]
+    frontends = [("chat", plain), ("code", by_acme)]
     services = [
-        smg_address(name, f"127.0.0.1:3000{number}", "127.0.0.1:23001", "127.0.0.1:23003", door)
-        for number, (name, door) in enumerate(doors)
+        smg_address(name, f"127.0.0.1:3000{number}", "127.0.0.1:23001", "127.0.0.1:23003", frontend)
+        for number, (name, frontend) in enumerate(frontends)
     ]
     path = r"^/\.well-known/acme-challenge/(?<gateway_token>[A-Za-z0-9_-]+)\z"
     assert [it.words[1:] for it in every(config(services=services), "location") if "acme" in it.words[-1]] == [
@@ -461,7 +461,7 @@ def test_a_model_that_nginx_could_not_carry_is_refused() -> None:
 
 def test_addresses_of_clients_do_not_concern_who_asks_for_a_proof() -> None:
     """An ACME server asks from anywhere, at the redirect address: only where requests are served they are judged."""
-    door = FrontendSettings.model_validate(
+    frontend = FrontendSettings.model_validate(
         {
             "listen": ["0.0.0.0:443"],
             "redirect": ["0.0.0.0:80"],
@@ -471,7 +471,7 @@ def test_addresses_of_clients_do_not_concern_who_asks_for_a_proof() -> None:
             "deny": ["0.0.0.0/0"],
         }
     )
-    text = config(services=[smg_address("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2", door)])
+    text = config(services=[smg_address("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2", frontend)])
     judging = [
         {each.words[1] for each in server.block or () if each.words[0] == "listen"}
         for server in every(text, "server")

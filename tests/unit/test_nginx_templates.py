@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jinja2 import Environment, nodes
 
 from gateway_sidecar.config import FrontendSettings
-from gateway_sidecar.config.part import Part
+from gateway_sidecar.config.section import Section
 from gateway_sidecar.domain.model import Access
 from gateway_sidecar.domain.routing import BridgeRules, RouterPaths
 from gateway_sidecar.errors import NginxError
@@ -71,7 +71,7 @@ def served(auth: dict[str, Any], *, lua: bool) -> NginxConfig:
     return NginxConfig(
         host="127.0.0.1", grpc_host="127.0.0.2", first_port=24001, last_port=24099, bridge_key="k" * 32,
         bridge_rules=MORE, links=Path("/run/g/bridges"), directory=Path("/run/g/nginx"),
-        temp=Path("/var/lib/g/temp"), gates=Path("/run/g/gates"), waiting_room=Path("/run/g/hold.sock"),
+        temp=Path("/var/lib/g/temp"), gates=Path("/run/g/gates"), hold_socket=Path("/run/g/hold.sock"),
         log=Path("/var/lib/g/nginx.log"), worker_processes="auto", capacity=Capacity.within(65536, 200),
         services=(replace(CHAT, frontend=frontend(auth), client_ca="ab" * 8),),
         stream_module=Path("/m/stream.so"), user=("www", "www"), frontends=FrontendPlaces(Path("/run/g/frontends")),
@@ -143,7 +143,7 @@ def with_each_text(value: Any, bad: str) -> Iterator[tuple[str, Any]]:
         for number, inner in enumerate(value):
             for where, changed in with_each_text(inner, bad):
                 yield f"[{number}]{where}", (*value[:number], changed, *value[number + 1 :])
-    elif isinstance(value, Part):
+    elif isinstance(value, Section):
         for name in type(value).model_fields:
             for where, changed in with_each_text(getattr(value, name), bad):
                 yield f".{name}{where}", value.model_copy(update={name: changed})

@@ -126,7 +126,7 @@ async def test_a_socket_that_cannot_be_opened_says_why_and_is_tried_again(
         assert world.tenure("r1").status.reason == f"cannot open {world.directory}/r1.sock: Permission denied"
         monkeypatch.setattr(Handles, "open", opened)
         await world.until(lambda: world.serves("r1"), within_s=10)
-        assert world.tenure("r1").notes.pin_problem is None
+        assert world.tenure("r1").notes.handle_problem is None
 
 
 @in_fake_time

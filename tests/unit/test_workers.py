@@ -83,7 +83,7 @@ class RunningBook:
             client=router,
             is_adopted=is_adopted,
             report_unresponsive=self._kill,
-            setup=SimpleNamespace(late_s=30.0, settles_s=0.1, ready_within_s=ready_within_s),
+            setup=SimpleNamespace(late_s=30.0, still_listed_s=0.1, ready_within_s=ready_within_s),
         )
         self._news = asyncio.Event()
         self.book = WorkerSync(

@@ -531,8 +531,8 @@ class World:
         """The daemon is killed; the router goes on."""
         left = Left(self.service.saved(), self.process, self.leases.quarantined)
         await self.end()
-        for canary in [each for several in self.liveness_connections.values() for each in several]:
-            canary.forget()
+        for connection in [each for several in self.liveness_connections.values() for each in several]:
+            connection.forget()
         return left
 
     async def come_back(self, left: Left) -> None:

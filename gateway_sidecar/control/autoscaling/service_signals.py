@@ -251,7 +251,7 @@ class ServiceSignals:
         )
 
     def in_flight(self, now_s: float) -> float | None:
-        """Requests that the routers work on; those that wait in the waiting room are not among them."""
+        """Requests that the routers work on; those that wait in the hold are not among them."""
         return self._in_flight.latest(now_s, MOST_AGE_S)
 
     def role_in_flight(self, role: WorkerType, now_s: float) -> float | None:

@@ -24,12 +24,12 @@ from gateway_sidecar.frontend.files import (
     CERTIFICATE,
     CLIENT_CA,
     KEYS,
+    CertificateTaken,
     ClientCaTaken,
     FrontendFiles,
     KeysTaken,
-    PairTaken,
 )
-from gateway_sidecar.frontend.publish import withdraw_keys, withdraw_pair
+from gateway_sidecar.frontend.served_files import withdraw_certificate, withdraw_keys
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.own_thread import BRIEF_DISK_S, OwnThread
@@ -199,8 +199,8 @@ class Frontends:
             return
         place = self._places.pem(service)
         if seen.tls is not None or place.exists():
-            withdraw_pair(place)
-            seen.files.forget_pair()
+            withdraw_certificate(place)
+            seen.files.forget_certificate()
             for part in (CERTIFICATE, EXPIRY, NAMES):
                 self._clear(service, seen, part)
             self._metrics.frontend_expiry.remove_by_labels({"service": service})
@@ -234,7 +234,7 @@ class Frontends:
         seen.directories = found.directories
         self._take_keys(service, seen, found.keys)
         if settings.tls is not None:
-            self._take_certificate(service, settings.tls, seen, found.pair)
+            self._take_certificate(service, settings.tls, seen, found.certificate)
         self._take_client_ca(service, seen, found.client_ca)
         if settings.tls is not None and settings.tls.client_ca is not None:
             # If it is gone it was removed by somebody, and is put there again: nginx need not be told.
@@ -266,28 +266,28 @@ class Frontends:
             self._logger.info("frontend.client_ca_taken_in", service=service, certificates=found.certificates)
 
     def _take_certificate(
-        self, service: str, tls: TlsSettings, seen: _Seen, pair: PairTaken | FrontendError | OSError | None
+        self, service: str, tls: TlsSettings, seen: _Seen, taken: CertificateTaken | FrontendError | OSError | None
     ) -> None:
         seen.tls = tls
-        if pair is not None:
+        if taken is not None:
             seen.looked_at[CERTIFICATE] = awake.monotonic()
-        if isinstance(pair, PairTaken):
+        if isinstance(taken, CertificateTaken):
             self._clear(service, seen, CERTIFICATE)
-            self._look_at_names(service, tls, seen, pair)
-            seen.validity = Validity(pair.begins_at, pair.expires_at)
-            self._metrics.frontend_expiry.labels(service).set(pair.expires_at)
-            if pair.is_new:
-                days = round((pair.expires_at - self._now()) / DAY_S, 1)
+            self._look_at_names(service, tls, seen, taken)
+            seen.validity = Validity(taken.begins_at, taken.expires_at)
+            self._metrics.frontend_expiry.labels(service).set(taken.expires_at)
+            if taken.is_new:
+                days = round((taken.expires_at - self._now()) / DAY_S, 1)
                 self._logger.info("frontend.certificate_taken_in", service=service, expires_in_days=days)
-        elif pair is not None:
-            self._doubt(service, seen, CERTIFICATE, pair)
+        elif taken is not None:
+            self._doubt(service, seen, CERTIFICATE, taken)
         self._look_at_expiry(service, tls, seen)
 
-    def _look_at_names(self, service: str, tls: TlsSettings, seen: _Seen, pair: PairTaken) -> None:
-        if not pair.wrong_for:
+    def _look_at_names(self, service: str, tls: TlsSettings, seen: _Seen, taken: CertificateTaken) -> None:
+        if not taken.wrong_for:
             self._clear(service, seen, NAMES)
             return
-        text = f"{tls.named} is not for {', '.join(pair.wrong_for)}; put the certificate of that name there"
+        text = f"{tls.named} is not for {', '.join(taken.wrong_for)}; put the certificate of that name there"
         if seen.problems.get(NAMES) != text:
             self._logger.warning("frontend.certificate_wrong_name", service=service, reason=text)
         self._problem(service, seen, NAMES, text)
@@ -350,7 +350,7 @@ class Frontends:
     def _withdraw(self, service: str) -> None:
         self._seen[service].files.keep_uses()
         withdraw_keys(self._places.keys(service))
-        withdraw_pair(self._places.pem(service))
+        withdraw_certificate(self._places.pem(service))
         self._places.client_ca(service).unlink(missing_ok=True)
 
 
@@ -359,6 +359,6 @@ def _files(frontends: Iterable[FrontendSettings]) -> Iterable[Path]:
         if settings.auth is not None and settings.auth.keys_file is not None:
             yield settings.auth.keys_file
         if settings.tls is not None:
-            yield from settings.tls.pair
+            yield from settings.tls.certificate_files
             if settings.tls.client_ca is not None:
                 yield settings.tls.client_ca

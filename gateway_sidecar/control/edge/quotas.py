@@ -14,8 +14,8 @@ from gateway_sidecar.config import FrontendSettings
 from gateway_sidecar.control.edge.used_up import Usage, periods, who_count
 from gateway_sidecar.errors import FrontendError, StateError
 from gateway_sidecar.frontend.certificate import today
+from gateway_sidecar.frontend.file_stats import FileStats, file_stats
 from gateway_sidecar.frontend.keys import KeyFile, read_keys
-from gateway_sidecar.frontend.signature import Signature, signature
 from gateway_sidecar.frontend.words import NONE, PAUSED, parse_number
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.own_thread import OwnThread
@@ -59,7 +59,7 @@ class Quotas:
         self._metrics = metrics
         self._now = now
         self._thread = OwnThread("quotas")
-        self._read: dict[Path, tuple[Signature, KeyFile]] = {}
+        self._read: dict[Path, tuple[FileStats, KeyFile]] = {}
         self._shares_before: dict[Series, float] = {}
 
     @property
@@ -115,7 +115,7 @@ class Quotas:
 
     def _keys_of(self, path: Path) -> KeyFile:
         """The file's keys, read anew when it has changed; if it has a mistake, those before, as in nginx. Blocks."""
-        now = signature(path)
+        now = file_stats(path)
         before = self._read.get(path)
         if before is not None and before[0] == now:
             return before[1]

@@ -106,7 +106,7 @@ class FleetAcme:
 
     async def take(self, wanted: Wanted) -> bool:
         """Raises StoreError."""
-        if not self._membership.settled.is_set():
+        if not self._membership.joined.is_set():
             return False  # It has just begun, and is about to be seen.
         async with self._turn:
             return await self._take(wanted)

@@ -62,7 +62,7 @@ def build_fleet(
     name = name_of(settings)
     problem = problems.of("store: gateway")
     membership = Membership(store, reflector, remembered, name, problem, lease_s=settings.lease_s)
-    replicas = SharedReplicas(store, reflector, remembered, membership.settled, state_dir / "replicas.json")
+    replicas = SharedReplicas(store, reflector, remembered, membership.joined, state_dir / "replicas.json")
     drains = FleetDrains(store, reflector, membership, replicas)
     _measure(kind, reflector, membership, metrics)
     seen = Seen(store, reflector, membership)

@@ -21,7 +21,7 @@ from gateway_sidecar.domain.store_memory import Entry
 from gateway_sidecar.errors import FrontendError
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import replace_file
-from gateway_sidecar.frontend.certificate import Certificate, break_in, prove_pair, today
+from gateway_sidecar.frontend.certificate import Certificate, break_in, prove_certificate, today
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.problems import Problem
 
@@ -76,7 +76,7 @@ class FleetCertificates:
 
 def _proved(pem: str, now: float) -> Certificate:
     """As a person who puts it has to hear of it: the order of the chain counts, too."""
-    proved = prove_pair(pem.encode(), now)
+    proved = prove_certificate(pem.encode(), now)
     if wrong := break_in(proved.pem):
         raise FrontendError([f"the certificate: {wrong}"])
     return proved
@@ -94,7 +94,7 @@ def _take(place: Path, now: Callable[[], float], entries: Mapping[str, str]) -> 
         if _content(file) == content:
             continue  # It was good when it came. That it expires is told of what is served.
         try:
-            prove_pair(content, now())
+            prove_certificate(content, now())
         except FrontendError as error:
             refused[name] = f"{error}; put another one there with `gateway-sidecar certificate put`"
             continue

@@ -72,7 +72,7 @@ class Membership:
         self.grace_s = float(lease_s)
         """So much longer than its lease a gateway may be away before it counts as dead."""
         self._gone: dict[str, float] = {}
-        self.settled = asyncio.Event()
+        self.joined = asyncio.Event()
         """Set once the others know of this gateway and it knows what they were asked for, or that cannot be now."""
         reflector.on_change(self._note_others)
 
@@ -165,12 +165,12 @@ class Membership:
             except StoreError as error:
                 self._told = None
                 self._problem.set(f"the other gateways do not see this one: {error}")
-        if not self.settled.is_set():
+        if not self.joined.is_set():
             if self._told is not None:
                 # A drain that was written before the others saw this gateway is in what is read now; for one that is
                 # written later this gateway is waited for. So none is missed, and the first replica may be served.
                 await self._reflector.look()
-            self.settled.set()
+            self.joined.set()
 
     async def _choose_name(self) -> None:
         """The given name, or while another gateway has that one that nobody else has. Raises StoreError.

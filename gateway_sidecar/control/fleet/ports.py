@@ -34,7 +34,7 @@ _NO_STAY = ""
 
 
 @dataclass(frozen=True, slots=True)
-class _Want:
+class _Request:
     """A port is wanted since then (awake seconds), and not this one."""
 
     since: float
@@ -60,7 +60,7 @@ class FleetPorts:
         self._replicas = replicas
         self._leases = leases
         self._common = frozenset(leases.free[: leases.size // 2])
-        self._wants: dict[str, _Want] = {}
+        self._requests: dict[str, _Request] = {}
         self._told: dict[str, tuple[int, str]] = {}
         """SERVICE/REPLICA -> its port in the table, and the first stay here that was told so, whatever port it took."""
         self._entries: dict[str, RawEntry] = {}
@@ -83,26 +83,26 @@ class FleetPorts:
         the port may be meant for the engine that it finds elsewhere.
         """
         key = f"{service}/{replica}"
-        port, want = self.table.current.get(key), self._wants.get(key)
+        port, request = self.table.current.get(key), self._requests.get(key)
         if self._replicas.is_outdated(service, replica, entry):
             port = None
-        is_free_to_ask = self._reflector.is_up and (want is None or want.not_this is None)
+        is_free_to_ask = self._reflector.is_up and (request is None or request.not_this is None)
         if port is not None and is_free_to_ask and self._is_anothers(key, port, owner):
-            want = self._want(key, port)
-        if port is not None and (want is None or want.not_this != port):
-            self._wants.pop(key, None)
+            request = self._request(key, port)
+        if port is not None and (request is None or request.not_this != port):
+            self._requests.pop(key, None)
             self._told[key] = (port, owner)
             return port
-        if not self._reflector.is_up or (want is not None and awake.now() - want.since > _PATIENCE_S):
-            self._wants.pop(key, None)
+        if not self._reflector.is_up or (request is not None and awake.now() - request.since > _PATIENCE_S):
+            self._requests.pop(key, None)
             return FleetPort.OWN
-        if want is None:
-            self._want(key, None)
+        if request is None:
+            self._request(key, None)
         return FleetPort.WAIT
 
     def ask_next(self, service: str, replica: ReplicaId, not_this: int) -> None:
         """The replica's engine before this one has its port still: the next one gets another."""
-        self._want(f"{service}/{replica}", not_this)
+        self._request(f"{service}/{replica}", not_this)
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Calls it whenever the table has changed."""
@@ -134,7 +134,7 @@ class FleetPorts:
         while True:
             heartbeat()
             self._due.clear()
-            if self._reflector.is_up and self._membership.settled.is_set():
+            if self._reflector.is_up and self._membership.joined.is_set():
                 await beating(self._bring_up_to_date(has))
             await asyncio.sleep(_GAP_S)
             await awake.until_set(self._due, LOOK_S)
@@ -144,7 +144,7 @@ class FleetPorts:
         if known is None:
             return
         replicas = {key.removeprefix(REPLICAS) for key in known.entries if key.startswith(REPLICAS)}
-        wants = {key: want.not_this for key, want in self._wants.items()}
+        wants = {key: request.not_this for key, request in self._requests.items()}
         free = self._leases.free if wants else ()
         common = [port for port in free if port in self._common]
         needs = PortNeeds(wants, has(), replicas, common, [port for port in free if port not in self._common])
@@ -172,10 +172,10 @@ class FleetPorts:
         told = self._told.get(key)
         return told is not None and told[0] == port and told[1] != owner
 
-    def _want(self, key: str, not_this: int | None) -> _Want:
-        want = self._wants[key] = _Want(awake.now(), not_this)
+    def _request(self, key: str, not_this: int | None) -> _Request:
+        request = self._requests[key] = _Request(awake.now(), not_this)
         self._due.set()
-        return want
+        return request
 
     def _note_moves(self) -> None:
         """The port that the table has of a replica that was put elsewhere is that of the engine before.

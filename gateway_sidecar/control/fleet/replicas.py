@@ -34,14 +34,14 @@ _RETRY_S = 2.0  # As often as other loops look: what was put while this gateway 
 class SharedReplicas:
     """The API's replicas, as the store has them (a `ReplicasOfApi`).
 
-    settled: set once the other gateways know of this one: before that no replica is taken up that is new here.
+    joined: set once the other gateways know of this one: before that no replica is taken up that is new here.
     local: the record of a gateway that worked alone. What stands there is moved to the store once.
     """
 
     def __init__(
-        self, store: Store, reflector: StoreReflector, remembered: RememberedStore, settled: asyncio.Event, local: Path
+        self, store: Store, reflector: StoreReflector, remembered: RememberedStore, joined: asyncio.Event, local: Path
     ) -> None:
-        self._settled = settled
+        self._joined = joined
         self._store = store
         self._reflector = reflector
         self._remembered = remembered
@@ -69,7 +69,7 @@ class SharedReplicas:
     def _unread(self) -> str | None:
         if self._reflector.known is None:
             return self._reflector.status.reason or "the store was not read yet"
-        return None if self._settled.is_set() else "the other gateways were not told of this one yet"
+        return None if self._joined.is_set() else "the other gateways were not told of this one yet"
 
     async def load(self, owned_before: Mapping[str, Iterable[ReplicaId]]) -> None:
         """Takes up what an earlier daemon knew of the store, and what was put while this gateway worked alone."""
@@ -87,7 +87,7 @@ class SharedReplicas:
 
     async def run(self) -> None:
         """Moves what was put while this gateway worked alone; then waits until cancelled."""
-        await self._settled.wait()
+        await self._joined.wait()
         self._reflector.tell()
         while True:
             await self._moving.wait()

@@ -1,4 +1,4 @@
-"""A process that holds the waiting room's socket open while no daemon does.
+"""A process that keeps the hold's socket open while no daemon does.
 
 It does nothing: it has inherited the listening socket, and so the kernel goes on taking connections there when the
 daemon is gone. They stand in the socket's queue until the next daemon has a socket of its own and ends this process;

@@ -199,7 +199,7 @@ class Daemon:
             self._services.add(settings)
         self._services.share(self.settings.addresses)
         # Before nginx: an address that is taken ends us here, with nothing begun, and the first client that has to
-        # wait finds the waiting room there.
+        # wait finds the hold there.
         close_listeners = await serve(self)
         try:
             await self._take_up(processes, leases)

@@ -27,7 +27,7 @@ class LeftRunning:
     nginx: its master, or the dead master of workers that still run.
     routers: process -> slot. ports: where those listen, as far as that was written down.
     small: the nginx of advertised addresses and of API keys.
-    links: SSH connections. holders: what holds the waiting room's socket.
+    ssh_connections: what keeps the tunnels. holders: what keeps the hold's socket open.
     leaves: the phase in which the gateway was leaving, if the next daemon is to go on with that.
     """
 
@@ -35,18 +35,18 @@ class LeftRunning:
     routers: Mapping[Identity, str] = field(default_factory=dict)
     ports: Mapping[Identity, RouterPorts] = field(default_factory=dict)
     small: tuple[Identity, ...] = ()
-    links: tuple[Identity, ...] = ()
+    ssh_connections: tuple[Identity, ...] = ()
     holders: tuple[Identity, ...] = ()
     leaves: LeavePhase | None = None
 
     def __bool__(self) -> bool:
-        return any((self.nginx, self.routers, self.small, self.links, self.holders))
+        return any((self.nginx, self.routers, self.small, self.ssh_connections, self.holders))
 
     @property
     def pids(self) -> set[int]:
         """All of them, and the workers of nginx."""
         workers = {worker.pid for master in self.nginx for worker in session_members(master)}
-        singles = (*self.nginx, *self.routers, *self.small, *self.links, *self.holders)
+        singles = (*self.nginx, *self.routers, *self.small, *self.ssh_connections, *self.holders)
         return workers | {identity.pid for identity in singles}
 
     def router_in(self, *slots: str) -> Identity | None:
@@ -70,7 +70,7 @@ class LeftRunning:
         yield from (f"the router of {slot} (pid {it.pid})" for it, slot in sorted(self.routers.items(), key=_slot))
         for number, one, many in (
             (len(self.small), "nginx of a replica's own", "nginx of replicas' own"),
-            (len(self.links), "SSH connection", "SSH connections"),
+            (len(self.ssh_connections), "SSH connection", "SSH connections"),
             (len(self.holders), "process that keeps waiting requests", "processes that keep waiting requests"),
         ):
             if number:

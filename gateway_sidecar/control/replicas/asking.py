@@ -210,7 +210,7 @@ class ProbeTurns:
         self._free += 1
 
 
-Heed = Callable[[bool | None], None]
+OnAnswer = Callable[[bool | None], None]
 """Takes what the engine said: whether it is well. None for its silence, which lasted and which no stall explains."""
 
 
@@ -221,7 +221,7 @@ class _Sent:
     question: Question
     until: float
     stalls: int
-    heed: Heed
+    on_answer: OnAnswer
 
 
 class HealthQuestions:
@@ -249,8 +249,8 @@ class HealthQuestions:
         for tenure in list(self._sent):
             self._take_back(tenure)
 
-    def ask(self, tenure: Tenure, address: str, facts: EngineFacts, *, timeout_s: float, heed: Heed) -> bool:
-        """Whether the question could be sent. If so, `heed` is called once, unless the answer matters no more then."""
+    def ask(self, tenure: Tenure, address: str, facts: EngineFacts, *, timeout_s: float, on_answer: OnAnswer) -> bool:
+        """Whether the question could be sent. If so, `on_answer` is called once, unless the answer matters no more."""
         if len(self._sent) >= _SENT_AT_ONCE:
             return False
         # Adapters are loaded and unloaded. Only HTTP tells of them.
@@ -259,7 +259,7 @@ class HealthQuestions:
         question = self._probe.ask_health(address, facts, access=tenure.probe.access, relist=relist)
         if question is None:
             return False
-        self._sent[tenure] = _Sent(question, awake.now() + timeout_s, awake.stalls(), heed)
+        self._sent[tenure] = _Sent(question, awake.now() + timeout_s, awake.stalls(), on_answer)
         if self._reading is None:
             self._read_soon()
         return True
@@ -296,7 +296,7 @@ class HealthQuestions:
             return
         self._take_back(tenure)
         is_silent = is_well is None and awake.stalls() == sent.stalls
-        sent.heed(None if is_silent else bool(is_well))
+        sent.on_answer(None if is_silent else bool(is_well))
 
     def _take_back(self, tenure: Tenure) -> None:
         sent = self._sent.pop(tenure, None)

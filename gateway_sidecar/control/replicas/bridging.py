@@ -189,7 +189,7 @@ class Bridging:
             target = self._target(tenure)
             is_led = target == tenure.bridge.leads_to and tenure.bridge.mark == self._mark(tenure)
             if target is not None and not is_led and self._lead(tenure, target):
-                self._leave_key(tenure)
+                self._withdraw_key(tenure)
         self._name(tenure)
 
     def close(self, tenure: Tenure) -> None:
@@ -232,7 +232,7 @@ class Bridging:
             self._keys.withdraw(tenure.bridge.port)
         self._portless.discard(tenure.key)
         self._unname(tenure)
-        self._leave_address(tenure)
+        self._withdraw_address(tenure)
 
     def abandon(self, tenure: Tenure) -> None:
         """The service is no more: nothing new gets in, and the port rests until it is quiet."""
@@ -241,11 +241,11 @@ class Bridging:
             self._leases.release(tenure.bridge.port)
             self._keys.withdraw(tenure.bridge.port)
         self._unname(tenure)
-        self._leave_address(tenure)
+        self._withdraw_address(tenure)
 
     def readdress(self, tenure: Tenure, peer: PeerAddress | None) -> None:
         """The occupant, whom no router knows yet, is advertised under another address."""
-        self._leave_address(tenure)
+        self._withdraw_address(tenure)
         tenure.bridge.peer, tenure.bridge.peer_is_ours, tenure.bridge.peer_problem, tenure.bridge.peer_refused = (
             peer,
             False,
@@ -264,7 +264,7 @@ class Bridging:
         tenure.bridge.peer_is_ours, tenure.bridge.peer_problem = state.ours, state.problem
         tenure.bridge.peer_refused = state.ours and state.refused
 
-    def _leave_address(self, tenure: Tenure) -> None:
+    def _withdraw_address(self, tenure: Tenure) -> None:
         if tenure.bridge.peer is not None:
             self._peers.withdraw(tenure.bridge.peer, tenure.owner)
 
@@ -320,7 +320,7 @@ class Bridging:
         tenure.bridge.key_problem = state.problem
         return state.listens_at
 
-    def _leave_key(self, tenure: Tenure) -> None:
+    def _withdraw_key(self, tenure: Tenure) -> None:
         """What showed a key is not needed any more once the bridge leads to the engine itself."""
         if tenure.bridge.port is not None and tenure.bridge.leads_to == tenure.sighting.place:
             self._keys.withdraw(tenure.bridge.port)

@@ -2,7 +2,7 @@
 
 A replica enters when its engine is ready and bridged, and stays until it has to leave, whatever the service's own
 router does: no file shrinks because a router is started again. A replica that drains is first out of the files, then
-`settle_s` passes, and only then do connections at its bridge count.
+`read_within_s` passes, and only then do connections at its bridge count.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class EndpointFiles:
         row, out_at = self._rows.get(tenure.key), self._out_at.get(tenure.key)
         if out_at is None or (row is not None and not row.draining):
             return None
-        return max(0.0, out_at + max(file.settle_s for file in self._files) - awake.now())
+        return max(0.0, out_at + max(file.read_within_s for file in self._files) - awake.now())
 
     async def run(self) -> None:
         """Runs until cancelled. The files stay."""

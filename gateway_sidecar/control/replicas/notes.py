@@ -40,7 +40,7 @@ class Handles:
     def __init__(
         self, name: str, *, opened_by: Callable[[Path], int] = open_path, patience_s: float = BRIEF_DISK_S
     ) -> None:
-        self._thread = OwnThread(f"pins {name}")
+        self._thread = OwnThread(f"handles {name}")
         self._open = opened_by
         self._patience_s = patience_s
 
@@ -146,13 +146,13 @@ class NotesReader:
         for tenure, handle in zip_longest(tenures, opened):
             if not isinstance(handle, int):
                 reason = handle.strerror if handle is not None else "the file system does not answer"
-                tenure.notes.pin_problem = f"cannot open {tenure.sighting.place}: {reason}"
+                tenure.notes.handle_problem = f"cannot open {tenure.sighting.place}: {reason}"
             elif tenure.gone or not is_at(handle, tenure.sighting):
                 os.close(handle)  # Replaced since the look: the next one begins a new tenure.
                 self._reflector.look_soon()
             else:
                 self._tenures.hold(tenure, handle)
-                tenure.notes.pin_problem = None
+                tenure.notes.handle_problem = None
             self._queue.add(tenure.key)
 
     async def _describe(self, undescribed: Iterable[Tenure]) -> None:

@@ -85,7 +85,7 @@ class Prober:
 
     def look_after(self, tenure: Tenure) -> None:
         """Begins whatever is due for this tenure, and comes back when the next question is."""
-        self._heed_access(tenure)
+        self._read_access(tenure)
         self._look(tenure)
 
     def _look(self, tenure: Tenure) -> None:
@@ -110,7 +110,7 @@ class Prober:
         elif not self._ask_in_passing(tenure, tenure.address, now):
             self._spawn_ask(tenure, tenure.address)
 
-    def _heed_access(self, tenure: Tenure) -> None:
+    def _read_access(self, tenure: Tenure) -> None:
         """Who is to be asked in another way is asked again, now."""
         access = tenure.notes.overrides.access(self._usual_access)
         if tenure.can_be_described and access != tenure.probe.access:
@@ -217,14 +217,14 @@ class Prober:
         was_well = isinstance(probe.result, Ready) and not probe.identify_next
         if probe.facts is None or not was_well or probe.answers.failures or self.tunnels.refusal_of(tenure) is not None:
             return False
-        timeout_s, heed = self._settings.health.timeout_s, partial(self._heed, tenure)
-        if not self._questions.ask(tenure, address, probe.facts, timeout_s=timeout_s, heed=heed):
+        timeout_s, on_answer = self._settings.health.timeout_s, partial(self._on_answer, tenure)
+        if not self._questions.ask(tenure, address, probe.facts, timeout_s=timeout_s, on_answer=on_answer):
             return False
         probe.health_asked_at = now
         self._asked_at.setdefault(tenure, now)
         return True
 
-    def _heed(self, tenure: Tenure, is_well: bool | None) -> None:
+    def _on_answer(self, tenure: Tenure, is_well: bool | None) -> None:
         """Who is well is left alone until the next question. What else it may have to say it is asked in full."""
         asked_at, before = tenure.probe.health_asked_at, tenure.probe.result
         took_s = awake.now() - asked_at

@@ -100,7 +100,7 @@ class Reporting:
             return tenure.leaving.value + waiting
         problem = (
             tenure.bridge.problem
-            or tenure.notes.pin_problem
+            or tenure.notes.handle_problem
             or tenure.notes.problem
             or tenure.bridge.peer_problem
             or tenure.bridge.key_problem

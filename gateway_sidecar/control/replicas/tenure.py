@@ -86,7 +86,7 @@ class Notes:
     """
 
     of: Sighting | None = None
-    pin_problem: str | None = None
+    handle_problem: str | None = None
     overrides: Overrides = field(default_factory=Overrides)
     problem: str | None = None
 

@@ -93,7 +93,7 @@ class WorkerSync:
         self._proven: set[str] = set()
         self._told_before_until = 0.0
         self._answered_at: dict[str, float] = {}
-        self._settling: dict[str, float] = {}
+        self._still_listed: dict[str, float] = {}
         self._not_ready_since: dict[str, float] = {}
         self._tasks = Tasks(router.service, metrics)
         self._busy: dict[str, asyncio.Task[None]] = {}
@@ -187,7 +187,7 @@ class WorkerSync:
         self._submissions.pop(url, None)
         self._failures.pop(url, None)
         self._answered_at.pop(url, None)
-        self._settling.pop(url, None)
+        self._still_listed.pop(url, None)
         self._not_ready_since.pop(url, None)
         self._proven.discard(url)
 
@@ -279,7 +279,7 @@ class WorkerSync:
         lost = list(self.workers)
         self._listed = False
         for book in (
-            self.workers, self._submissions, self._answered_at, self._settling, self._failures, self._late_until,
+            self.workers, self._submissions, self._answered_at, self._still_listed, self._failures, self._late_until,
             self._not_ready_since,
         ):  # fmt: skip
             book.clear()
@@ -327,10 +327,10 @@ class WorkerSync:
         self._listed = True
         self._queue.add(Part.WORKERS)
 
-    def _is_settling(self, url: str, asked_at: float) -> bool:
-        until = self._settling.get(url)
+    def _is_still_listed(self, url: str, asked_at: float) -> bool:
+        until = self._still_listed.get(url)
         if until is not None and until <= asked_at:
-            del self._settling[url]
+            del self._still_listed[url]
             return False
         return until is not None
 
@@ -342,7 +342,7 @@ class WorkerSync:
         """Takes note of what an answer says; whether that is news for anybody."""
         if self._answered_at.get(url, -math.inf) >= asked_at or url in self._busy:
             return False  # An operation of ours is newer than this answer.
-        if worker is not None and worker.status is not WorkerStatus.DRAINING and self._is_settling(url, asked_at):
+        if worker is not None and worker.status is not WorkerStatus.DRAINING and self._is_still_listed(url, asked_at):
             return False  # A removal that was accepted shows in the list a moment later.
         before = self.workers.get(url)
         if worker == before:
@@ -448,7 +448,7 @@ class WorkerSync:
         submission = self._submissions.pop(action.url, None)
         if submission is not None and not submission.confirmed:
             self._late_until[action.url] = awake.now() + self._router.setup.late_s
-        self._settling[action.url] = awake.monotonic() + self._router.setup.settles_s
+        self._still_listed[action.url] = awake.monotonic() + self._router.setup.still_listed_s
         since = self._not_ready_since.pop(action.url, None)
         if action.why is Why.OVERDUE and since is not None:
             self._fail(action.url, f"{action.why.value} within {awake.now() - since:.0f} s")

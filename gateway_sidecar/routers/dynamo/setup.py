@@ -42,7 +42,7 @@ class DynamoSetup(RouterSetup):
     refuses_unknown: ClassVar[bool] = True
     late_s: ClassVar[float] = 0.0
     """A registration that is taken back has no record any more, and so no entries."""
-    settles_s: ClassVar[float] = 0.0
+    still_listed_s: ClassVar[float] = 0.0
 
     settings: DynamoSettings
     around: Surroundings

@@ -50,7 +50,7 @@ class NoRouter(RouterRules):
 
     by_model = False
     late_s = 0.0
-    settles_s = 0.0
+    still_listed_s = 0.0
 
     def objection(self, worker_type: WorkerType, mode: ConnectionMode) -> str | None:
         if mode is not ConnectionMode.HTTP:

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PlainValidator, WithJsonSchema, field_validator, model_validator
 
-from gateway_sidecar.config.part import Part
-from gateway_sidecar.config.part import number as _number
+from gateway_sidecar.config.section import Section
+from gateway_sidecar.config.section import number as _number
 from gateway_sidecar.config.values import NotTextError, parse_file, show
 
 _PREFIX = r"^/[A-Za-z0-9._/-]*/$"
@@ -38,7 +38,7 @@ EndpointUrl = Annotated[
 ]
 
 
-class EtcdTlsSettings(Part):
+class EtcdTlsSettings(Section):
     """TLS with etcd. PEM files; changed ones are read at the next connection."""
 
     ca: FileValue | None = Field(
@@ -62,7 +62,7 @@ class EtcdTlsSettings(Part):
         return self
 
 
-class EtcdSettings(Part):
+class EtcdSettings(Section):
     """An etcd."""
 
     endpoints: Annotated[tuple[EndpointUrl, ...], Field(strict=False)] = Field(

@@ -46,7 +46,7 @@ class FleetGateway:
         etcd = {"endpoints": list(endpoints), "timeout_s": STORE_TIMEOUT_S}
         self.gateway.configure(
             metrics={"listen": f"127.0.0.1:{_METRICS}"},
-            bridges={"ports": _BRIDGES, "nginx_workers": 1},
+            bridges={"ports": _BRIDGES},
             router_ports=_ROUTERS,
             leave=_LEAVE,
             store={"gateway": self.name, "lease_s": LEASE_S, "read_every_s": READ_S, "etcd": etcd},

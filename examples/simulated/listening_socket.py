@@ -36,7 +36,7 @@ class ClosedAtOnce(asyncio.Protocol):
         transport.close()
 
 
-class Door:
+class ListeningSocket:
     """Owns the socket file, and takes in who comes.
 
     Not an `asyncio.Server`: one that is closed just as somebody is accepted leaves that connection open.

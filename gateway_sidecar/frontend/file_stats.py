@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-Signature = tuple[tuple[int, ...] | None, ...]
+FileStats = tuple[tuple[int, ...] | None, ...]
 _MOST_LINKS = 40  # as many as the kernel follows
 
 
-def signature(*paths: Path) -> Signature:
+def file_stats(*paths: Path) -> FileStats:
     """A file's inode, size and times; None if it cannot be read."""
     return tuple(_stat(path) for path in paths)
 

@@ -15,12 +15,12 @@ from gateway_sidecar.files.replace import is_unfinished, replace_file, replace_l
 from gateway_sidecar.frontend.keys import PLAN_LINK, Links
 from gateway_sidecar.frontend.last_used import note_use
 
-PAIR = ".pair"
+_ENDING = ".certificate"
 _DIGITS = 16  # 64 bits of a SHA-256: two texts never have the same by chance.
 _LINK = re.compile(rf"[0-9a-f]{{64}}|{PLAN_LINK}{NAME}")
 
 
-def publish_keys(
+def place_keys(
     directory: Path, links: Links, present: Links | None = None, used: dict[str, float] | None = None
 ) -> tuple[int, int]:
     """Makes the links of a directory say just this; how many keys were added (or changed), and removed.
@@ -61,45 +61,45 @@ def _remove(directory: Path, names: Iterable[str]) -> None:
 def withdraw_keys(directory: Path) -> None:
     """No key is good any more, and the directory is gone."""
     if directory.is_dir():
-        publish_keys(directory, {})
+        place_keys(directory, {})
         for left in filter(is_unfinished, os.listdir(directory)):
             (directory / left).unlink(missing_ok=True)
         with suppress(OSError):
             directory.rmdir()
 
 
-def publish_pair(place: Path, pem: bytes) -> bool:
+def place_certificate(place: Path, pem: bytes) -> bool:
     """Makes `place` lead to a certificate with its key, for this user alone; False if it does so already.
 
     nginx reads the certificate and then the key. It asks once where the link leads, and a file is never written again:
-    so no handshake meets the certificate of one pair and the key of another.
+    so no handshake meets the certificate of one file and the key of another.
     """
     with suppress(FileNotFoundError):
         if place.is_symlink() and place.read_bytes() == pem:
             return False
-    file = place.with_name(f"{place.stem}.{hashlib.sha256(pem).hexdigest()[:_DIGITS]}{PAIR}")
+    file = place.with_name(f"{place.stem}.{hashlib.sha256(pem).hexdigest()[:_DIGITS]}{_ENDING}")
     replace_file(file, pem)
     before = os.readlink(place) if place.is_symlink() else ""  # noqa: PTH115 - the name alone
     replace_link(place, file.name)
-    _remove_pairs(place, {file.name, before})
+    _remove_unused(place, {file.name, before})
     return True
 
 
-def withdraw_pair(place: Path) -> None:
+def withdraw_certificate(place: Path) -> None:
     """No certificate is there any more, nor a key."""
     place.unlink(missing_ok=True)
-    _remove_pairs(place, ())
+    _remove_unused(place, ())
 
 
-def _remove_pairs(place: Path, kept: Collection[str]) -> None:
+def _remove_unused(place: Path, kept: Collection[str]) -> None:
     """But for one that handshakes may be about to read."""
-    pattern = re.compile(rf"{re.escape(place.stem)}\.[0-9a-f]{{{_DIGITS}}}{re.escape(PAIR)}")
+    pattern = re.compile(rf"{re.escape(place.stem)}\.[0-9a-f]{{{_DIGITS}}}{re.escape(_ENDING)}")
     for name in os.listdir(place.parent) if place.parent.is_dir() else ():
         if pattern.fullmatch(name) and name not in kept:
             (place.parent / name).unlink(missing_ok=True)
 
 
-def publish_client_ca(path: Path, pem: bytes) -> bool:
+def place_client_ca(path: Path, pem: bytes) -> bool:
     """Puts certificates of authorities there, and their number before them; False if they were there already."""
     content = b"# " + hashlib.sha256(pem).hexdigest()[:_DIGITS].encode() + b"\n" + pem
     with suppress(FileNotFoundError):

@@ -11,7 +11,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """One mapping of the file: closed, frozen, and without conversions between YAML's types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
