@@ -184,7 +184,7 @@ class BridgeSettings(Part):
     paths: Annotated[tuple[PrefixValue, ...], Field(strict=False)] = Field(
         default=(),
         description="Path prefixes that a router may ask HTTP engines for, beside inference and what routers ask by"
-        " themselves. Whoever can make the router ask can reach these paths, engines' control routes too.",
+        " themselves. Anyone who can make the router ask can reach these paths, engines' control routes too.",
         examples=[["/v1/score"]],
     )
     key_file: FileValue | None = Field(

@@ -46,6 +46,13 @@ def test_each_page_is_once_in_the_navigation_of_the_site() -> None:
     assert len(set(navigation)) == len(navigation)
 
 
+def test_a_sentence_names_who_it_is_about() -> None:
+    """A client, a gateway, an operator: a reader need not guess. Names of tests are no sentences."""
+    found = re.compile(r"\b(?:whoever|so does one that)\b", re.IGNORECASE)
+    sentences = [(it.name, re.sub(r"`[^`]*`", "", it.read_text("utf-8"))) for it in DOCUMENTS]
+    assert [(name, text[each.start() :][:60]) for name, text in sentences for each in found.finditer(text)] == []
+
+
 def test_the_readme_is_short() -> None:
     """It says who it is for, how to begin, and where the rest is."""
     assert len(README.splitlines()) <= MOST_LINES
