@@ -341,8 +341,8 @@ class DrainSettings(Part):
         0,
         60,
         "A worker that is out of rotation stays with the router for this long. If it is the last HTTP worker, or the"
-        " last gRPC worker, of a model, a router such as SMG may meanwhile answer 503 to a part of the requests, even"
-        " if other workers serve the model.",
+        " last gRPC worker, of a model, a router may meanwhile answer 503 to a part of the requests, even if other"
+        " workers serve the model.",
     )
     handover_s: float = _number(
         5.0,

@@ -268,6 +268,12 @@ def test_a_new_kind_touches_one_file_that_is_there(registry: Registry[Any]) -> N
     assert known == {name for name in KNOWN if name.startswith(f"{registry.group}.")}
 
 
+def test_what_holds_of_every_router_names_no_kind() -> None:
+    """What is true of SMG alone stands in `routers/smg`, where it is changed with that."""
+    general = [path for room in ("config", "domain") for path in (PACKAGE / room).rglob("*.py")]
+    assert [path.name for path in general if "SMG" in path.read_text("utf-8")] == []
+
+
 def test_every_task_is_guarded() -> None:
     """A task that nobody awaits is made by `supervision.loops`; where one is made by hand, its maker awaits it."""
     awaited_by_their_makers = {
