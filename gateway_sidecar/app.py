@@ -241,18 +241,20 @@ def build_daemon(config_path: Path, settings: Settings, shared_key: str | None =
     bridges = PortLeases(range(settings.bridges.ports.first, settings.bridges.ports.last + 1))
     log = ChildLog(settings.state_dir / "log" / "peers.log", spare=settings.run_dir / "log" / "peers.log")
     find = partial(find_nginx, settings.nginx.command)
+    tasks = Tasks("-", metrics)
     destinations = Destinations()
     places = PeerPlaces(
         settings.run_dir / "peers",
         nginx.links,
         log,
         find,
+        tasks,
         lambda: nginx.bridge_key,
         rules,
         owner_url(settings.bridges.host, settings.bridges.ports.first),
     )
     peers = _peer_supervisor(settings, places, destinations, metrics)
-    keyed = SmallPlaces(settings.run_dir, nginx.links, log, find)
+    keyed = SmallPlaces(settings.run_dir, nginx.links, log, find, tasks)
     count = partial(open_connections, hosts=nginx.bridge_hosts)
     keys = KeyProxies(partial(KeyedNginx, keyed), partial(keyed_left_running, keyed), count)
     tunnels = TunnelFleet(settings.run_dir / "tunnels", Tasks("-", metrics))

@@ -213,7 +213,7 @@ class Site:
         app, taken_up = web.Application(), asyncio.Event()
         taken_up.set()
         add_page(app, self.feed, taken_up)
-        self.server = BoundedServer(app)
+        self.server = BoundedServer(app, Tasks("-", Metrics()))
         await self.server.listen(tcp_listener(Endpoint("127.0.0.1", self.port)))
         return f"http://127.0.0.1:{self.port}/"
 

@@ -13,7 +13,7 @@ import logging
 import socket
 import ssl
 import struct
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 
 from aiohttp import web
@@ -24,6 +24,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway_sidecar.config import Endpoint
 from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.telemetry.logs import get_logger
 
 MOST_CONNECTIONS = 512
@@ -62,11 +63,17 @@ def tcp_listener(listen: Endpoint) -> socket.socket:
 class BoundedServer:
     """Serves an application on one listening socket at a time.
 
+    tasks: guard a connection's beginning, and end with the server.
     most: how many connections there may be; None where only those of one's own connect.
     """
 
     def __init__(
-        self, app: web.Application, *, most: int | None = MOST_CONNECTIONS, handler_cancellation: bool = False
+        self,
+        app: web.Application,
+        tasks: Tasks,
+        *,
+        most: int | None = MOST_CONNECTIONS,
+        handler_cancellation: bool = False,
     ) -> None:
         app.middlewares.insert(0, self._keeping_time)
         self._runner = web.AppRunner(
@@ -77,13 +84,13 @@ class BoundedServer:
             lingering_time=1.0,
             handler_cancellation=handler_cancellation,
         )
+        self._tasks = tasks
         self._most = most
         self._listening: socket.socket | None = None
         self._tls: ssl.SSLContext | None = None
         self._connections: dict[_Connection, None] = {}
         self._by_transport: dict[asyncio.BaseTransport, _Connection] = {}
         self._untaken: dict[_Connection, int] = {}
-        self._beginning: set[asyncio.Task[None]] = set()
         self._resting: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
 
@@ -122,8 +129,7 @@ class BoundedServer:
     async def close(self) -> None:
         """Ends all connections."""
         self.leave()
-        for task in self._beginning:
-            task.cancel()
+        await self._tasks.close()
         await self._runner.cleanup()
         if self._sweeping is not None:
             self._sweeping.cancel()
@@ -173,22 +179,18 @@ class BoundedServer:
         assert server is not None
         connection = _Connection(self, sock, server())
         self._connections[connection] = None
-        task = asyncio.create_task(self._connect(connection, sock))
-        self._beginning.add(task)
-        task.add_done_callback(self._beginning.discard)
+        self._tasks.spawn(self._connect(connection, sock))
 
     async def _connect(self, connection: _Connection, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         # Who hangs in the handshake is cut as anybody is.
         patience_s = {"ssl_handshake_timeout": 2 * REQUEST_S, "ssl_shutdown_timeout": 1.0} if self._tls else {}
-        try:
-            await loop.connect_accepted_socket(lambda: connection, sock, ssl=self._tls, **patience_s)
-        except OSError:  # It left, or its handshake failed: ssl's errors are OSErrors.
-            self._forget(connection)
-            sock.close()
-        except asyncio.CancelledError:
-            sock.close()
-            raise
+        with ExitStack() as unless_made:
+            unless_made.callback(sock.close)
+            unless_made.callback(self._forget, connection)
+            with suppress(OSError):  # It left, or its handshake failed: ssl's errors are OSErrors.
+                await loop.connect_accepted_socket(lambda: connection, sock, ssl=self._tls, **patience_s)
+                unless_made.pop_all()
 
     def made(self, connection: _Connection, transport: asyncio.BaseTransport) -> None:
         """A connection can be talked to."""

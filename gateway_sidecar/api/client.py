@@ -158,9 +158,8 @@ class Client:
     def store_key(self, name: str, line: str | None, seen: int | None) -> models.KeyStored:
         """Writes a key's or a plan's line, or removes it for None, if it is still at the revision that was `seen`."""
         target = f"/v1/store/keys/{quote(name, safe='')}"
-        return cast(
-            "models.KeyStored", self._ask("PUT", target, body={"line": line, "seen": seen}, timeout_s=_PATIENCE_S)
-        )
+        body: models.KeyToStore = {"line": line, "seen": seen}
+        return cast("models.KeyStored", self._ask("PUT", target, body=body, timeout_s=_PATIENCE_S))
 
     def stored_certificates(self) -> models.StoredCertificates:
         """The certificates of the store, as the gateway knows them."""
@@ -169,9 +168,8 @@ class Client:
     def store_certificate(self, name: str, pem: str | None, seen: int | None) -> models.CertificateStored:
         """Writes a certificate with its key, or removes it for None, if it is still at the revision that was `seen`."""
         target = f"/v1/store/certificates/{quote(name, safe='')}"
-        return cast(
-            "models.CertificateStored", self._ask("PUT", target, body={"pem": pem, "seen": seen}, timeout_s=_PATIENCE_S)
-        )
+        body: models.CertificateToStore = {"pem": pem, "seen": seen}
+        return cast("models.CertificateStored", self._ask("PUT", target, body=body, timeout_s=_PATIENCE_S))
 
     def leave(self, *, timeout_s: float | None) -> models.Leave:
         """Has the gateway leave, within `timeout_s` seconds where they are given; returns at once."""

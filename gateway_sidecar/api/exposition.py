@@ -24,6 +24,7 @@ from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.model import ReplicaId, ReplicaState
 from gateway_sidecar.errors import MetricsError
+from gateway_sidecar.supervision.loops import Tasks
 
 _DAEMON = web.AppKey("daemon", Daemon)
 _MOST_BODY_BYTES = 1024  # of a request: there is nothing to send here.
@@ -71,7 +72,7 @@ async def serve_metrics(daemon: Daemon, listen: Endpoint, settings: MetricsSetti
     app.router.add_get("/replicas/{service}/{replica}/metrics", _metrics_of)
     if settings.page:
         add_page(app, feed_of(daemon), daemon.taken_up)
-    server = BoundedServer(app)
+    server = BoundedServer(app, Tasks("-", daemon.metrics))
     await server.listen(listening)
     return server
 

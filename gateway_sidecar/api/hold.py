@@ -20,7 +20,7 @@ from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.client_headers import WAITED
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.loops import survived
+from gateway_sidecar.supervision.loops import Tasks, survived
 
 _DAEMON = web.AppKey("daemon", Daemon)
 _FAULT = Answer(Verdict.FULL, "The gateway made a mistake with this request; try again.", "gateway_fault")
@@ -33,7 +33,9 @@ async def serve_hold(daemon: Daemon, path: Path) -> UnixServer:
     app[_DAEMON] = daemon
     app.router.add_route("*", "/{path:.*}", _hold)
     # As many as may wait: the hold itself has a bound for each service, and nginx alone connects.
-    server = UnixServer(BoundedServer(app, most=None, handler_cancellation=True), path, backlog=4096)
+    server = UnixServer(
+        BoundedServer(app, Tasks("-", daemon.metrics), most=None, handler_cancellation=True), path, backlog=4096
+    )
     await server.open()
     return server
 

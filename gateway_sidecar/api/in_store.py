@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import web
+from pydantic import TypeAdapter, ValidationError
 
 from gateway_sidecar.api.answers import DAEMON, Refused
+from gateway_sidecar.api.models import CertificateToStore, KeyToStore
 from gateway_sidecar.errors import StoreConflict, StoreError, StoreFull, StoreInDoubt
+
+Body = TypeVar("Body", KeyToStore, CertificateToStore)
+
+_MISTAKES = {
+    "missing": "is missing",
+    "string_type": "is neither a text nor null",
+    "int_type": "is neither a whole number nor null",
+    "greater_than_equal": "is negative",
+}
+"""Pydantic's names of what may be wrong with a value, in words."""
 
 if TYPE_CHECKING:
     from gateway_sidecar.control.fleet.fleet import Fleet
@@ -28,19 +40,25 @@ def away(fleet: Fleet) -> str | None:
     return None if fleet.reflector.is_up else fleet.reflector.status.reason or "the store was not read yet"
 
 
-def text_and_seen(body: Mapping[str, Any], what: str, field: str, described: str) -> tuple[str | None, int | None]:
-    """What is to be written (None: removed), and the revision that it takes the place of. Raises Refused."""
-    text, seen = body.get(field), body.get("seen")
-    problems = [f"{word}: is not known; send {field} and seen" for word in body if word not in (field, "seen")]
-    if field not in body or not (text is None or isinstance(text, str)):
-        problems.append(f"{field}: is neither a text nor null; send {described}, or null to remove it")
-    if "seen" not in body or not (seen is None or (type(seen) is int and seen >= 0)):
-        problems.append("seen: is neither a number nor null; send the revision that you saw, or null for a new one")
-    if text is None and seen is None:
+def body_as(model: type[Body], body: object, what: str) -> Body:
+    """The body, if it is as the model says. Raises Refused; no problem quotes a value, which may be a secret."""
+    taken, problems = TypeAdapter(model), []
+    try:
+        said = taken.validate_python(body, strict=True)
+        if any(value is not None for value in said.values()):
+            return said
         problems.append("seen: null is for a new one, and nothing is to be removed then; send its revision")
-    if problems:
-        raise Refused(422, error=f"the {what} was refused", problems=problems)
-    return text, seen
+    except ValidationError as error:
+        fields = taken.json_schema()["properties"]
+        problems += [_problem(str(it["loc"][0]), it["type"], fields) for it in error.errors()]
+    raise Refused(422, error=f"the {what} was refused", problems=problems)
+
+
+def _problem(field: str, mistake: str, fields: Mapping[str, Mapping[str, str]]) -> str:
+    if field not in fields:
+        return f"{field}: is not known; send {' and '.join(fields)}"
+    meaning = fields[field]["description"].rstrip(".")
+    return f"{field}: {_MISTAKES.get(mistake, 'cannot be used')}; send {meaning[0].lower()}{meaning[1:]}"
 
 
 @contextmanager

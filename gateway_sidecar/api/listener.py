@@ -12,6 +12,7 @@ from gateway_sidecar.api.tls import Tls, read_tls
 from gateway_sidecar.config import AdminSettings
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.telemetry.logs import get_logger
 
 
@@ -23,7 +24,7 @@ class AdminListener:
         self._settings = settings
         self._problem = daemon.shared.problems.of("admin")
         self._logger = get_logger()
-        self._server = BoundedServer(admin_app(daemon))
+        self._server = BoundedServer(admin_app(daemon), Tasks("-", daemon.metrics))
         self._socket: socket.socket | None = None
         self._digest = ""
 

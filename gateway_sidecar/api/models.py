@@ -1,4 +1,4 @@
-"""What the admin API answers: each field once, with its name, type, unit and meaning.
+"""What the admin API answers, and takes for the store: each field once, with its name, type, unit and meaning.
 
 The handlers fill these in, the client and the table read them, and mypy holds all of them to the names and types here.
 pydantic makes the schemas of `/v1/openapi.json` from them (`openapi.py`): from the types, and from the line below each
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Literal, NotRequired
 
+from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from gateway_sidecar.api.signal_models import Count, Rate, Scaling, Seconds
@@ -23,6 +24,9 @@ from gateway_sidecar.domain.leaving import LeavePhase
 from gateway_sidecar.domain.model import ConnectionMode, ReplicaState, WorkerType
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.domain.tunnels import PathState
+
+_TAKEN = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+"""Of what is sent to the daemon: a field that it does not know is a mistake."""
 
 
 class Tunnel(TypedDict):
@@ -601,6 +605,16 @@ class KeyStored(TypedDict):
     """The store's revision of this write."""
 
 
+@with_config(_TAKEN)
+class KeyToStore(TypedDict):
+    """What is to be written of a key or a plan."""
+
+    line: str | None
+    """The line of a file of keys, with the hash of the key; null removes it."""
+    seen: Count | None
+    """The revision of the line that this one takes the place of; null for a new one."""
+
+
 class StoredCertificate(TypedDict):
     """A certificate of the store."""
 
@@ -632,6 +646,16 @@ class CertificateStored(TypedDict):
 
     revision: Count
     """The store's revision of this write."""
+
+
+@with_config(_TAKEN)
+class CertificateToStore(TypedDict):
+    """What is to be written of a certificate."""
+
+    pem: str | None
+    """The certificate, its chain and its private key, in PEM; null removes it."""
+    seen: Count | None
+    """The revision of the certificate that this one takes the place of; null for a new one."""
 
 
 class Stopped(TypedDict):

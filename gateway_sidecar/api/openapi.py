@@ -1,7 +1,7 @@
 """The admin API as OpenAPI describes it; served at `/v1/openapi.json`.
 
-The paths are written here, and the answers' schemas come from `models`. `tests/unit/test_openapi.py` holds the paths
-against the routes, and `tests/system/test_api_description.py` all of it against a daemon.
+The paths are written here, and the schemas of answers and bodies come from `models`. `tests/unit/test_openapi.py`
+holds the paths against the routes, and `tests/system/test_api_description.py` all of it against a daemon.
 """
 
 from __future__ import annotations
@@ -66,38 +66,6 @@ _CERTIFICATE: Json = {
     "required": True,
     "description": "The certificate's name in the store: letters, digits and `. _ -`, 64 at most.",
     "schema": _TEXT,
-}
-_STORED_LINE: Json = {
-    "type": "object",
-    "required": ["line", "seen"],
-    "properties": {
-        "line": {
-            "type": ["string", "null"],
-            "description": "Its line of a file of keys, with the hash of the key; null removes it.",
-        },
-        "seen": {
-            "type": ["integer", "null"],
-            "minimum": 0,
-            "description": "The revision of the line that it takes the place of; null for a new one.",
-        },
-    },
-    "additionalProperties": False,
-}
-_STORED_PEM: Json = {
-    "type": "object",
-    "required": ["pem", "seen"],
-    "properties": {
-        "pem": {
-            "type": ["string", "null"],
-            "description": "The certificate, its chain and its private key, in PEM; null removes it.",
-        },
-        "seen": {
-            "type": ["integer", "null"],
-            "minimum": 0,
-            "description": "The revision of the one that it takes the place of; null for a new one.",
-        },
-    },
-    "additionalProperties": False,
 }
 _SAME = {"service": "$request.path.service", "replica": "$request.path.replica"}
 _LINKS: Json = {
@@ -270,7 +238,7 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
             "503": _no("The store cannot be written. The message says whether it is known that nothing was changed."),
             "507": _no("Nothing was changed: the store has no room left."),
         },
-        requestBody={"required": True, "content": {"application/json": {"schema": _STORED_LINE}}},
+        requestBody={"required": True, "content": {"application/json": {"schema": _ref("KeyToStore")}}},
     ),
     ("get", "/v1/store/certificates"): _operation(
         "listStoredCertificates",
@@ -293,7 +261,7 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
             "503": _no("The store cannot be written. The message says whether it is known that nothing was changed."),
             "507": _no("Nothing was changed: the store has no room left."),
         },
-        requestBody={"required": True, "content": {"application/json": {"schema": _STORED_PEM}}},
+        requestBody={"required": True, "content": {"application/json": {"schema": _ref("CertificateToStore")}}},
     ),
     ("get", "/v1/leave"): _operation(
         "showLeave",
@@ -436,10 +404,13 @@ _Answers = (
 )  # fmt: skip
 """All that is answered; pydantic describes it and what it is made of."""
 
+_Bodies = models.CertificateToStore | models.KeyToStore
+"""What is put in the store; `Entry` is what is put of a replica."""
+
 
 def _schemas() -> Json:
     entry, parts = raw_schema(_REF)
-    answers = TypeAdapter[Any](_Answers, config=ConfigDict(use_attribute_docstrings=True))
+    answers = TypeAdapter[Any](_Answers | _Bodies, config=ConfigDict(use_attribute_docstrings=True))
     described = answers.json_schema(mode="serialization", ref_template=_REF, schema_generator=_Generator)
     return {**parts, **described["$defs"], "Entry": entry}
 

@@ -40,6 +40,7 @@ from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.process.shutdown import DEFAULT_STOP_S
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import ConfigError, LeaveError, NotInForce, RouterUnavailable, StoreError
+from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.process import own_children, peer_of
 
 
@@ -71,7 +72,7 @@ async def serve_admin(daemon: Daemon, run_dir: Path, state_dir: Path) -> UnixSer
 
     app = admin_app(daemon)
     app.middlewares.insert(1, from_people)
-    server = UnixServer(BoundedServer(app), run_dir / "admin.sock")
+    server = UnixServer(BoundedServer(app, Tasks("-", daemon.metrics)), run_dir / "admin.sock")
     await server.open()
     return server
 

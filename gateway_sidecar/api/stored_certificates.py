@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from aiohttp import web
 
 from gateway_sidecar.api.answers import DAEMON, Refused
-from gateway_sidecar.api.in_store import away, fleet_of, text_and_seen, writing
-from gateway_sidecar.api.models import CertificateStored, StoredCertificate, StoredCertificates
+from gateway_sidecar.api.in_store import away, body_as, fleet_of, writing
+from gateway_sidecar.api.models import CertificateStored, CertificateToStore, StoredCertificate, StoredCertificates
 from gateway_sidecar.api.replicas import object_in
 from gateway_sidecar.config import FrontendSettings
 from gateway_sidecar.control.process.daemon import Daemon
@@ -31,8 +31,9 @@ async def list_stored_certificates(request: web.Request) -> web.Response:
 async def put_stored_certificate(request: web.Request) -> web.Response:
     """Writes or removes one, if nobody else has changed it, and this gateway's services can go on with that."""
     fleet, daemon = fleet_of(request), request.app[DAEMON]
-    name, body = request.match_info["certificate"], await object_in(request, "certificate")
-    pem, seen = text_and_seen(body, "certificate", "pem", "the certificate, its chain and its key, in PEM")
+    name = request.match_info["certificate"]
+    said = body_as(CertificateToStore, await object_in(request, "certificate"), "certificate")
+    pem = said["pem"]
     users = list(_users(daemon, name))
     try:
         if pem is None and users:
@@ -41,7 +42,7 @@ async def put_stored_certificate(request: web.Request) -> web.Response:
         if pem is not None:
             _covers(await fleet.certificates.prove(pem), users)
         with writing():
-            revision = await fleet.certificates.write(name, pem, seen)
+            revision = await fleet.certificates.write(name, pem, said["seen"])
     except FrontendError as error:
         raise Refused(422, error="the certificate was refused", problems=list(error.problems)) from error
     answer: CertificateStored = {"revision": revision}

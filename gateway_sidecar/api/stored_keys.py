@@ -5,8 +5,8 @@ from __future__ import annotations
 from aiohttp import web
 
 from gateway_sidecar.api.answers import Refused
-from gateway_sidecar.api.in_store import away, fleet_of, text_and_seen, writing
-from gateway_sidecar.api.models import KeyStored, StoredKey, StoredKeys
+from gateway_sidecar.api.in_store import away, body_as, fleet_of, writing
+from gateway_sidecar.api.models import KeyStored, KeyToStore, StoredKey, StoredKeys
 from gateway_sidecar.api.replicas import object_in
 
 
@@ -24,11 +24,11 @@ async def list_stored_keys(request: web.Request) -> web.Response:
 
 async def put_stored_key(request: web.Request) -> web.Response:
     """Writes or removes one, if nobody else has changed it."""
-    fleet, name, body = fleet_of(request), request.match_info["key"], await object_in(request, "key")
-    line, seen = text_and_seen(body, "key", "line", "the line of a file of keys")
+    fleet, name = fleet_of(request), request.match_info["key"]
+    said = body_as(KeyToStore, await object_in(request, "key"), "key")
     try:
         with writing():
-            revision = await fleet.keys.write(name, line, seen)
+            revision = await fleet.keys.write(name, said["line"], said["seen"])
     except ValueError as error:
         raise Refused(422, error="the key was refused", problems=[str(error)]) from error
     answer: KeyStored = {"revision": revision}

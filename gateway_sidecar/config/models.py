@@ -184,7 +184,7 @@ class BridgeSettings(Section):
     paths: Annotated[tuple[PrefixValue, ...], Field(strict=False)] = Field(
         default=(),
         description="Path prefixes that a router may ask HTTP engines for, beside inference and what routers ask by"
-        " themselves. Whoever can make the router ask can reach these paths, engines' control routes too.",
+        " themselves. Anyone who can make the router ask can reach these paths, engines' control routes too.",
         examples=[["/v1/score"]],
     )
     key_file: FileValue | None = Field(
@@ -346,8 +346,8 @@ class DrainSettings(Section):
         0,
         60,
         "A worker that is out of rotation stays with the router for this long. If it is the last HTTP worker, or the"
-        " last gRPC worker, of a model, a router such as SMG may meanwhile answer 503 to a part of the requests, even"
-        " if other workers serve the model.",
+        " last gRPC worker, of a model, a router may meanwhile answer 503 to a part of the requests, even if other"
+        " workers serve the model.",
     )
     handover_s: float = _number(
         5.0,

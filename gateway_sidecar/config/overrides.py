@@ -143,7 +143,7 @@ class OverridesFile(Section):
         ge=1,
         le=65535,
         description="The port at which a decode engine finds this prefill engine, if the engine does not say it, as"
-        " vLLM with Mooncake. SMG takes 8998 by default.",
+        " vLLM with Mooncake. By default the router's own.",
     )
 
     @model_validator(mode="after")

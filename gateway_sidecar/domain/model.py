@@ -73,7 +73,8 @@ MOST_NAMES = 64
 class EngineFacts:
     """What an engine says of itself; independent of the address it is reached at.
 
-    Field names are SMG's. `runtime_type` is the engine's name; `external` is any other OpenAI-compatible server.
+    Field names are those of a router's API. `runtime_type` is the engine's name; `external` is any other
+    OpenAI-compatible server.
     `dp_size` is the engine's number of data-parallel ranks. `instance` differs from start to start, even if all else is
     the same; None where the engine has no such id. `health` are the pages that are asked for its health over HTTP, one
     after the other. `names` are further names and adapters that it serves beside `model`, which come and go.
@@ -249,7 +250,7 @@ ENTRIES_LABEL = "entries"
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """All that a registration says of one worker. Field names are SMG's.
+    """All that a registration says of one worker. Field names are those of a router's API.
 
     model_id is what the engine says, and may be corrected by the router; `named` is the name that the worker must have.
     bridged says that a bridge of ours is at `url`, and not the engine itself; replica: whose, where the

@@ -149,7 +149,7 @@ def _quoted(name: str) -> str:
 def worker_urls(base: str, facts: EngineFacts, overrides: Overrides, *, bridged: bool) -> dict[str, str | None]:
     """The workers of an engine that is bridged at `base`: URL -> name; None is the engine's only name, if it has one.
 
-    A router such as SMG sends a worker requests for one name, so each further name, of the model or of an adapter, is a
+    A router may send a worker requests for one name only, so each further name, of the model or of an adapter, is a
     worker of its own: the same bridge by another path, which the bridge takes away. Without a bridge there is but one.
     """
     if overrides.model is None and not facts.names:

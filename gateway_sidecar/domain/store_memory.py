@@ -64,10 +64,6 @@ class Lineage:
         """As the key's value."""
         return json.dumps({"id": self.id, "ancestors": list(self.ancestors), "format": self.format})
 
-    def followed_by(self, id_: str) -> Lineage:
-        """A new one that takes this one's place."""
-        return Lineage(id_, (*self.ancestors, self.id))
-
 
 def lineage_of(snapshot: Snapshot) -> Lineage | None:
     """The lineage that a snapshot names; None if it names none that can be read."""

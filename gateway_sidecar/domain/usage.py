@@ -42,10 +42,6 @@ class Usage(NamedTuple):
     tokens_out: int = 0
     unknown: int = 0
 
-    def plus(self, other: Usage) -> Usage:
-        """Both together."""
-        return Usage(*(one + two for one, two in zip(self, other, strict=True)))
-
     def since(self, before: Usage) -> Usage:
         """What came after `before`."""
         return Usage(*(one - two for one, two in zip(self, before, strict=True)))

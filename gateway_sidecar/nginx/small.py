@@ -14,6 +14,7 @@ from gateway_sidecar.errors import NginxError, ProcessError
 from gateway_sidecar.nginx.server import NginxProgram
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.process import Identity, Process, writers_of
 
 _START_S = 5.0  # A plain nginx starts in 14 ms (docs/figures.md): for a machine under load.
@@ -22,12 +23,14 @@ _STOP_S = 2.0  # A choice: what it has open is cut at its end, whether soon or l
 
 @dataclass(frozen=True, slots=True)
 class SmallPlaces:
-    """What all of a kind share. `links` are the bridges' links, `find` says which nginx to run."""
+    """What all of a kind share. `links` are the bridges' links, `find` says which nginx to run, `tasks` guard what
+    waits for an end."""
 
     directory: Path
     links: Path
     log: ChildLog
     find: Callable[[], Awaitable[NginxProgram]]
+    tasks: Tasks
 
 
 class SmallNginx:
@@ -60,7 +63,7 @@ class SmallNginx:
             then()
 
         self._stop_watching()
-        self._watch = asyncio.create_task(watch())
+        self._watch = self._places.tasks.spawn(watch(), again=then)
 
     async def stop(self) -> None:
         """Ends it, with the connections it has."""

@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 
+from gateway_sidecar.domain.model import Registered
 from gateway_sidecar.domain.printable import printable
-from gateway_sidecar.routers.base import LONGEST_MESSAGE, LogLine
+from gateway_sidecar.routers.base import LONGEST_MESSAGE, LogLine, RouterSetup
+from gateway_sidecar.routers.pairing import unanswered
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LINE = re.compile(
@@ -29,3 +32,13 @@ def read_log_line(line: str) -> LogLine | None:
         return None
     level = "debug" if text.startswith("DEBUG: ") else "warning"
     return LogLine(level, printable(text, LONGEST_MESSAGE))
+
+
+class TracingSetup(RouterSetup):
+    """What both have in common: this log, and that prefill and decode only answer together (`pairing`)."""
+
+    def read_log_line(self, line: str) -> LogLine | None:
+        return read_log_line(line)
+
+    def unanswered(self, workers: Iterable[Registered]) -> Mapping[str, str]:
+        return unanswered(workers)

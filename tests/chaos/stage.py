@@ -50,7 +50,6 @@ from tests.chaos.events import (
     Restart,
     RestartRouter,
     Retire,
-    Round,
     Schedule,
     Starve,
     Stop,
@@ -75,6 +74,7 @@ from tests.chaos.history import (
     Worker,
 )
 from tests.chaos.load import Load, Target
+from tests.chaos.rounds import play
 from tests.chaos.schedule import CHAT, PAIRS, SERVICES, WILD_HOSTS
 from tests.system.gateway import Gateway, PortBlock, Status, with_children
 
@@ -153,7 +153,7 @@ class Stage:
             }
             load = Load(targets, self.history.requests.append, seed=self.schedule.seed)
             for number, one in enumerate(self.schedule.rounds, 1):
-                await self._play_round(one)
+                await play(one.events, self._try)
                 await self._rest(number)
                 if self._muster_every and (number % self._muster_every == 0 or number == len(self.schedule.rounds)):
                     await self._muster(load)
@@ -184,24 +184,15 @@ class Stage:
             await self._calls.close()
         self._bridge_ports.release()
 
-    async def _play_round(self, one: Round) -> None:
-        began = time.monotonic()
-        places: dict[str, list[Event]] = {}
-        for event in one.events:
-            places.setdefault(event.place, []).append(event)
-        await asyncio.gather(*(self._play_place(began, events) for events in places.values()))
-
-    async def _play_place(self, began: float, events: list[Event]) -> None:
-        for event in events:
-            await asyncio.sleep(max(0.0, began + event.at - time.monotonic()))
-            start = time.monotonic()
-            try:
-                async with asyncio.timeout(_LATEST_S):
-                    await self._do(event)
-            except TimeoutError:
-                self.history.failures.append(f"{time.monotonic():.2f}: did not come to an end: {event}")
-            if (took := time.monotonic() - start) > _SLOW_S:
-                self._tell(f"         took {took:.1f} s: {event}")
+    async def _try(self, event: Event) -> None:
+        start = time.monotonic()
+        try:
+            async with asyncio.timeout(_LATEST_S):
+                await self._do(event)
+        except TimeoutError:
+            self.history.failures.append(f"{time.monotonic():.2f}: did not come to an end: {event}")
+        if (took := time.monotonic() - start) > _SLOW_S:
+            self._tell(f"         took {took:.1f} s: {event}")
 
     async def _do(self, event: Event) -> None:
         match event:

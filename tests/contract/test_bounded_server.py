@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import structlog
@@ -27,6 +27,8 @@ from gateway_sidecar.api import bounded_server
 from gateway_sidecar.api.bounded_server import BoundedServer, tcp_listener
 from gateway_sidecar.config import Endpoint
 from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import Tasks
+from gateway_sidecar.telemetry.metrics import Metrics
 from tests.certificates import certificate
 
 BIG = b"x" * (4 * 1024 * 1024)
@@ -54,7 +56,8 @@ class Place:
     async def open(self) -> None:
         app = web.Application(client_max_size=1 << 20)
         app.router.add_route("*", "/{what}", self._answer)
-        self.server = BoundedServer(app, most=MOST)
+        self.metrics = Metrics()
+        self.server = BoundedServer(app, Tasks("-", self.metrics), most=MOST)
         self.listening = tcp_listener(Endpoint("127.0.0.1", 0))
         self.port = self.listening.getsockname()[1]
         await self.server.listen(self.listening)
@@ -350,6 +353,20 @@ async def test_a_fault_of_ours_is_told(place: Place) -> None:
         stream[1].write(b"GET /fault HTTP/1.1\r\nHost: x\r\n\r\n")
         assert (await stream[0].readline()).startswith(b"HTTP/1.1 500 ")
     assert [row["event"] for row in logs] == ["daemon.request_failed"]
+
+
+@on_the_daemons_loop
+async def test_a_fault_while_a_connection_begins_costs_that_connection_alone(place: Place) -> None:
+    """Law 15: it is logged and counted, its client is cut, and its place is free for the next."""
+    place.server._tls = cast("Any", "no TLS context")
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(2 * MOST):
+            assert await ended(await place.connect()) == b""
+        await until(lambda: not place.server._connections)
+    assert {(row["event"], row["loop"]) for row in logs} == {("loop.failed", "BoundedServer._connect")}
+    assert place.metrics.loop_failures.labels("-")._value.get() == 2 * MOST
+    place.server._tls = None
+    assert await place.ask("small") == b"ok"
 
 
 @on_the_daemons_loop

@@ -18,7 +18,9 @@ from gateway_sidecar.api.answers import DAEMON, as_json
 from gateway_sidecar.api.bounded_server import BoundedServer
 from gateway_sidecar.api.events import MOST_FOLLOWERS, Followers, end_followers, list_events
 from gateway_sidecar.api.unix_server import UnixServer
+from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.telemetry.journal import RECENT
+from gateway_sidecar.telemetry.metrics import Metrics
 from tests.unit.test_journal import Noted
 
 Reader = asyncio.StreamReader
@@ -45,7 +47,7 @@ async def site(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     app[DAEMON] = cast("Any", SimpleNamespace(services={"chat": None}))
     app.router.add_get("/v1/events", list_events)
     app.on_shutdown.append(end_followers)
-    server = UnixServer(BoundedServer(app), made.path)
+    server = UnixServer(BoundedServer(app, Tasks("-", Metrics())), made.path)
     await server.open()
     try:
         yield made

@@ -66,7 +66,7 @@ async def site() -> AsyncIterator[Site]:
         await made.feed.close()
 
     app.on_shutdown.append(close)
-    server = BoundedServer(app)
+    server = BoundedServer(app, Tasks("-", Metrics()))
     await server.listen(tcp_listener(Endpoint("127.0.0.1", made.port)))
     try:
         yield made

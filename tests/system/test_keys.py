@@ -23,7 +23,9 @@ from gateway_sidecar.nginx.peer_proxy import PeerNginx, PeerPlaces
 from gateway_sidecar.nginx.server import NginxProgram, find_nginx
 from gateway_sidecar.nginx.small import SmallPlaces
 from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.process import start_ticks
+from gateway_sidecar.telemetry.metrics import Metrics
 from tests.smg import RULES
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import StartEngine
@@ -199,7 +201,7 @@ async def echo(tmp_path: Path) -> AsyncIterator[Path]:
 async def test_once_a_key_is_led_to_no_connection_is_shown_another(tmp_path: Path, echo: Path) -> None:
     """nginx's old worker takes connections for a tenth of a second after the new one does."""
     log = ChildLog(tmp_path / "log")
-    nginx = KeyedNginx(SmallPlaces(tmp_path, tmp_path, log, nginx_of_this_machine), 1)
+    nginx = KeyedNginx(SmallPlaces(tmp_path, tmp_path, log, nginx_of_this_machine, Tasks("-", Metrics())), 1)
 
     async def shown() -> str:
         connector = aiohttp.UnixConnector(str(nginx.listens_at))
@@ -233,7 +235,7 @@ async def test_somebody_elses_listener_is_not_taken_for_an_advertised_address(tm
         return NginxProgram(str(program), "1.0", None)
 
     log = ChildLog(tmp_path / "log")
-    places = PeerPlaces(tmp_path, tmp_path, log, find, lambda: "k" * 32, RULES, "")
+    places = PeerPlaces(tmp_path, tmp_path, log, find, Tasks("-", Metrics()), lambda: "k" * 32, RULES, "")
     nginx = PeerNginx(places, PeerAddress("127.0.0.1", ports.first), 1, grpc=False)
     starting = asyncio.create_task(nginx.start())
     try:

@@ -89,7 +89,7 @@ def test_a_line_is_json_whatever_is_known() -> None:
     """With and without Lua, events and the module that times streams: numbers have a value, text has quotes."""
     for changes in ({}, {"lua_modules": None}, {"times_streams": False}):
         text = logged("all", **changes)
-        (form,) = [it.words[3] for it in every(text, "log_format") if it.words[1] == "gateway_chat_requests"]
+        (form,) = ["".join(it.words[3:]) for it in every(text, "log_format") if it.words[1] == "gateway_chat_requests"]
         told = json.loads(re.sub(r'(?<!")\$\w+', "1.5", form))
         assert list(told)[:4] == ["time", "unix_s", "id", "service"]
         assert all(value in (1.5, "chat", "", None) or value.startswith("$") for value in told.values())
@@ -136,7 +136,8 @@ def test_a_bridge_says_its_address_to_our_routers_alone() -> None:
         "10.0.0.5", 8000, Path("/run/g/bridges/24001.sock"), Path("/run/g/peers/x"), grpc=False, bridge_key="k" * 32,
         bridge_rules=RULES, modules=(), owner_url=None,
     ).text()  # fmt: skip
-    assert "map $http_authorization $gateway_bridge { default 10.0.0.5:$server_port; }" in peer
+    (alone,) = [it for it in every(peer, "map") if it.words[:3] == said]
+    assert [it.words for it in alone.block or ()] == [("default", "10.0.0.5:$server_port")]
     assert "add_header X-Gateway-Bridge $gateway_bridge;" in peer
 
 

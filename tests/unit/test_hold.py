@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,6 +22,7 @@ from gateway_sidecar.routers.smg.paths import PATHS
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.unit.fake_time import in_fake_time
+from tests.unit.world import PlayedGate
 
 TOLD = [
     ("", "", History()),
@@ -49,7 +49,7 @@ async def test_what_keeps_nothing_is_sent_again_when_its_router_dies() -> None:
     """A chat costs an engine twice the work at worst; a stored response would be there twice."""
     lost = read_history("0.000", "2.000", "0")
     for asked in (True, False):
-        here = held(Gates(), retry_in_flight=asked)
+        here = held(PlayedGate(), retry_in_flight=asked)
         here.open()
         for repeatable in (True, False):
             answer = await here.wait(lost, repeatable=repeatable)
@@ -59,7 +59,7 @@ async def test_what_keeps_nothing_is_sent_again_when_its_router_dies() -> None:
 @in_fake_time
 async def test_whom_replicas_refused_waits_alone_where_nginx_is_the_router() -> None:
     """One that found all full is no reason for others to wait; it comes back some four times, ever later."""
-    gates = Gates()
+    gates = PlayedGate()
     here = held(gates)
     here.open()
     waited = []
@@ -80,7 +80,7 @@ async def test_whom_replicas_refused_waits_alone_where_nginx_is_the_router() -> 
 @in_fake_time
 async def test_a_request_that_routers_may_die_of_is_sent_again_once() -> None:
     """Each try costs everybody else's requests a router."""
-    here = held(Gates())
+    here = held(PlayedGate())
     here.open()
     again = read_history("0.000 : 0.000 : - : 0.000 : 0.000", "2.0 : 0.1 : 0.0 : 0.1 : 2.0", "0 : 120 : 0 : 120 : 0")
     assert (again.tries, again.lost) == (3, 2)
@@ -92,7 +92,7 @@ async def test_an_answer_that_nginx_cannot_read_is_not_asked_for_again() -> None
     """The engine has done the work, and would do it again for the same answer."""
     said = read_history("- : 0.000 : 0.000", "0.0 : 0.1 : 3.0", "0 : 120 : 65536")
     assert said.answered
-    answer = await held(Gates()).wait(said, repeatable=True)
+    answer = await held(PlayedGate()).wait(said, repeatable=True)
     assert (answer.verdict, answer.code) == (Verdict.UNREADABLE, "answer_not_readable")
     assert not read_history("0.000 : 0.000", "0.1 : 3.0", "120 : 0").answered
 
@@ -106,38 +106,7 @@ def test_only_requests_that_keep_nothing_are_repeatable() -> None:
     assert all(it in PATHS.repeatable or it.startswith(kept) or it in reads for it in PATHS.inference)
 
 
-class Gates:
-    """A gate that only remembers."""
-
-    closed = asleep = False
-    reads_models = True
-
-    def __init__(self) -> None:
-        self.models: Mapping[str, str] = {}
-
-    def close_gate(self, service: str) -> None:
-        self.closed = True
-
-    def open_gate(self, service: str) -> None:
-        self.closed = False
-
-    def is_closed(self, service: str) -> bool:
-        return self.closed
-
-    def mark_asleep(self, service: str, *, asleep: bool) -> None:
-        self.asleep = asleep
-
-    def is_asleep(self, service: str) -> bool:
-        return self.asleep
-
-    def mark_lost(self, service: str, models: Mapping[str, str]) -> None:
-        self.models = dict(models)
-
-    def lost(self, service: str) -> Mapping[str, str]:
-        return self.models
-
-
-def held(gates: Gates, timeout_s: float = 30.0, *, retry_in_flight: bool = True) -> HoldQueue:
+def held(gates: PlayedGate, timeout_s: float = 30.0, *, retry_in_flight: bool = True) -> HoldQueue:
     settings = HoldSettings(timeout_s=timeout_s, retry_in_flight=retry_in_flight)
     return HoldQueue("chat", settings, gates, Metrics(), WorkQueue(awake.monotonic))
 
@@ -145,7 +114,7 @@ def held(gates: Gates, timeout_s: float = 30.0, *, retry_in_flight: bool = True)
 @in_fake_time
 async def test_refusal_closes_the_gate_until_a_connection_is_taken() -> None:
     """What one request met the next ones are spared."""
-    gates = Gates()
+    gates = PlayedGate()
     here = held(gates)
     here.open()
     first = asyncio.create_task(here.wait(History(tries=1)))
@@ -163,7 +132,7 @@ async def test_refusal_closes_the_gate_until_a_connection_is_taken() -> None:
 @in_fake_time
 async def test_time_is_bounded_over_all_returns_and_so_is_their_number() -> None:
     """A request that comes back goes on with the time it has left, and does not come back for ever."""
-    here = held(Gates())
+    here = held(PlayedGate())
     answer = await here.wait(History(tries=2, released=1, waited_s=29.99))
     assert answer.verdict is Verdict.TOO_LONG
     here.open()
@@ -175,7 +144,7 @@ async def test_time_is_bounded_over_all_returns_and_so_is_their_number() -> None
 @in_fake_time
 async def test_request_that_is_refused_again_waits_longer() -> None:
     """A router that takes our connections and not nginx's is on new ports: its few tries must outlast a reload."""
-    here = held(Gates())
+    here = held(PlayedGate())
     pauses: list[float] = []
     for released in range(4):
         here.open()
@@ -220,7 +189,7 @@ async def test_fault_with_a_waiting_request_is_told_and_the_client_may_try_again
 @in_fake_time
 async def test_shared_addresses_are_told_who_has_nobody() -> None:
     """As far as it is known: a router that is away says nothing of the replicas behind it."""
-    gates = Gates()
+    gates = PlayedGate()
     hold = held(gates)
     history = (
         (Missing.ROUTER, False), (None, False), (Missing.REPLICA, True), (Missing.ROUTER, True),
@@ -241,7 +210,7 @@ async def test_shared_addresses_are_told_who_has_nobody() -> None:
 @in_fake_time
 async def test_the_gate_is_closed_for_lost_models_alone() -> None:
     """Their requests wait, with words for their clients; a request for another model goes on, and so do all later."""
-    gates = Gates()
+    gates = PlayedGate()
     hold = held(gates)
     hold.open({"large", "größer"})
     assert gates.closed
@@ -269,7 +238,7 @@ async def test_the_gate_is_closed_for_lost_models_alone() -> None:
 @in_fake_time
 async def test_a_service_that_lacks_everything_waits_as_a_whole() -> None:
     """Whoever waits for the router, or for any replica, is asked about its model when these are there."""
-    gates = Gates()
+    gates = PlayedGate()
     hold = held(gates)
     hold.open({"large"})
     hold.close(Missing.REPLICA)
@@ -289,7 +258,7 @@ async def test_a_service_that_lacks_everything_waits_as_a_whole() -> None:
 @in_fake_time
 async def test_an_nginx_that_cannot_read_models_keeps_nobody_waiting_for_one() -> None:
     """The gate would be closed for all."""
-    gates = Gates()
+    gates = PlayedGate()
     gates.reads_models = False
     hold = held(gates)
     hold.open({"large"})

@@ -246,6 +246,13 @@ def test_no_template_calls_a_value_safe() -> None:
         assert not list(tree.find_all(nodes.EvalContextModifier))
 
 
+def test_no_line_of_a_template_is_longer_than_a_screen_is_wide() -> None:
+    """An operator can read what nginx is told."""
+    share = resources.files("gateway_sidecar") / "share" / "nginx"
+    lines = [(it.name, line) for it in share.iterdir() for line in it.read_text("utf-8").splitlines()]
+    assert [it for it in lines if len(it[1]) > 160] == []
+
+
 def test_a_value_that_a_template_lacks_is_an_error() -> None:
     """It does not end up as nothing."""
     with pytest.raises(Exception, match="'frontends' is undefined"):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jsonschema
 import pytest
 
+from gateway_sidecar.api.answers import Refused
+from gateway_sidecar.api.in_store import body_as
+from gateway_sidecar.api.models import CertificateToStore, KeyToStore
 from gateway_sidecar.api.openapi import describe_api
 from gateway_sidecar.api.routes import ROUTES
 from gateway_sidecar.config.tunnels import SshDefaults
@@ -65,3 +70,51 @@ def is_taken(entry: dict[str, object]) -> bool:
     except ConfigError:
         return False
     return True
+
+
+BODIES: dict[str, tuple[dict[str, object], list[str]]] = {
+    "new": ({"TEXT": "x", "seen": None}, []),
+    "changed": ({"TEXT": "x", "seen": 0}, []),
+    "removed": ({"TEXT": None, "seen": 7}, []),
+    "empty": ({}, ["TEXT: is missing", "seen: is missing"]),
+    "unknown": ({"TEXT": "x", "seen": 1, "sen": 1}, ["sen: is not known"]),
+    "number": ({"TEXT": 1, "seen": 1}, ["TEXT: is neither a text nor null"]),
+    "text": ({"TEXT": "x", "seen": "1"}, ["seen: is neither a whole number nor null"]),
+    "fraction": ({"TEXT": "x", "seen": 1.5}, ["seen: is neither a whole number nor null"]),
+    "truth": ({"TEXT": "x", "seen": True}, ["seen: is neither a whole number nor null"]),
+    "negative": ({"TEXT": "x", "seen": -1}, ["seen: is negative"]),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize(
+    ("model", "field", "path"),
+    [
+        (KeyToStore, "line", "/v1/store/keys/{key}"),
+        (CertificateToStore, "pem", "/v1/store/certificates/{certificate}"),
+    ],
+)
+def test_schema_of_what_is_put_in_the_store_agrees_with_what_is_taken(
+    model: Any, field: str, path: str, name: str
+) -> None:
+    """What is refused is refused with the cure."""
+    body, mistakes = BODIES[name]
+    body = {field if it == "TEXT" else it: value for it, value in body.items()}
+    asked = DESCRIPTION["paths"][path]["put"]["requestBody"]["content"]["application/json"]["schema"]
+    schema = {**asked, "components": DESCRIPTION["components"]}
+    assert jsonschema.Draft202012Validator(schema).is_valid(body) is (mistakes == [])
+    if not mistakes:
+        assert body_as(model, body, "key") == body
+        return
+    with pytest.raises(Refused) as refused:
+        body_as(model, body, "key")
+    problems = [it.replace(field, "TEXT", 1).partition("; send ")[::2] for it in refused.value.body["problems"]]
+    assert [problem for problem, _ in problems] == mistakes
+    assert all(cure for _, cure in problems)
+
+
+def test_nothing_is_removed_that_nobody_saw() -> None:
+    """No schema says so; the daemon does."""
+    with pytest.raises(Refused) as refused:
+        body_as(KeyToStore, {"line": None, "seen": None}, "key")
+    assert refused.value.body["problems"][0].startswith("seen: null is for a new one")

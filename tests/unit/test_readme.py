@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bench.__main__ import FIGURES
 from gateway_sidecar.domain.model import ReplicaState
@@ -27,6 +28,29 @@ def page(name: str) -> str:
 def first_cells(text: str) -> str:
     """The first cell of each row of its tables, joined."""
     return "\n".join(re.findall(r"^\| (.*?) (?<!\\)\|", text, re.MULTILINE))
+
+
+def pages_of(navigation: object) -> list[str]:
+    """The pages in a part of the site's navigation, in order."""
+    if isinstance(navigation, str):
+        return [navigation]
+    parts = navigation.values() if isinstance(navigation, dict) else navigation if isinstance(navigation, list) else ()
+    return [page for part in parts for page in pages_of(part)]
+
+
+def test_each_page_is_once_in_the_navigation_of_the_site() -> None:
+    """A reader finds every page, and none under two names."""
+    navigation = pages_of(yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text("utf-8"))["nav"])
+    of_docs = [str(it.relative_to(REPOSITORY / "docs")) for it in (REPOSITORY / "docs").rglob("*.md")]
+    assert sorted(it for it in navigation if not (REPOSITORY / it).is_file()) == sorted(of_docs)
+    assert len(set(navigation)) == len(navigation)
+
+
+def test_a_sentence_names_who_it_is_about() -> None:
+    """A client, a gateway, an operator: a reader need not guess. Names of tests are no sentences."""
+    found = re.compile(r"\b(?:whoever|so does one that)\b", re.IGNORECASE)
+    sentences = [(it.name, re.sub(r"`[^`]*`", "", it.read_text("utf-8"))) for it in DOCUMENTS]
+    assert [(name, text[each.start() :][:60]) for name, text in sentences for each in found.finditer(text)] == []
 
 
 def test_the_readme_is_short() -> None:

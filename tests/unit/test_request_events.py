@@ -59,7 +59,7 @@ def test_each_service_has_its_own_line_and_nginx_knows_no_other_log() -> None:
                 (("chat", 30000), ("embed", 30001))]  # fmt: skip
     text = config(services=services, events=address)
     for name in ("chat", "embed"):
-        assert f"log_format gateway_{name} '{name}|$request_method|" in text
+        assert f"log_format gateway_{name}\n        '{name}|$request_method|" in text
         assert f"access_log syslog:server=127.0.0.1:4711,nohostname,tag={address.tag} gateway_{name};" in text
     assert re.search(rf'return 200 "[0-9a-f]{{16}} state 4711 {address.tag}";', text)
     assert "syslog" not in config()

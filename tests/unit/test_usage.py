@@ -35,7 +35,7 @@ class Counts:
 
     def add(self, epoch: str, key: UsageKey, usage: Usage) -> None:
         rows = self.files.setdefault(epoch, {})
-        rows[key] = rows.get(key, NONE).plus(usage)
+        rows[key] = total([rows.get(key, NONE), usage])
 
     def read(self) -> list[Counted]:
         return [
@@ -115,7 +115,7 @@ def test_a_daemon_may_end_at_any_line(tmp_path_factory: pytest.TempPathFactory, 
     for number, step in enumerate(steps):
         for key in (ALICE, BOB):
             world.counts.add(f"worker {number % 2}", key, used(step))
-            sums[key] = sums[key].plus(used(step))
+            sums[key] = total([sums[key], used(step)])
         store = world.store()
         store._opened().set_progress_handler(_ending_after(step), 1)
         with suppress(StateError):

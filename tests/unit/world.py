@@ -142,34 +142,14 @@ def replica_at(address: str) -> str:
     return Path(os.readlink(address).removesuffix(" (deleted)")).stem  # noqa: PTH115 - of something that is not there
 
 
-class PlayedLinks:
-    """Remembers where the bridges lead."""
+class PlayedGate:
+    """Remembers whether it is closed, and what nginx is told of the service."""
+
+    reads_models = True
 
     def __init__(self) -> None:
-        self.led: dict[int, Path] = {}
-        self.names: dict[str, str] = {}
-        self.slot = ""
         self.closed = self.asleep = False
-        self.reads_models = True
         self.models: Mapping[str, str] = {}
-
-    def link(self, port: int, target: Path, mark: str = "") -> None:
-        self.led[port] = target
-
-    def unlink(self, port: int) -> None:
-        self.led.pop(port, None)
-
-    def name(self, url: str, replica: str) -> None:
-        self.names[url] = replica
-
-    def unname(self, url: str) -> None:
-        self.names.pop(url, None)
-
-    def nameless(self, urls: Collection[str]) -> list[str]:
-        return [url for url in urls if url not in self.names]
-
-    def point(self, service: str, slot: str) -> None:
-        self.slot = slot
 
     def close_gate(self, service: str) -> None:
         self.closed = True
@@ -191,6 +171,34 @@ class PlayedLinks:
 
     def lost(self, service: str) -> Mapping[str, str]:
         return self.models
+
+
+class PlayedLinks(PlayedGate):
+    """Remembers where the bridges lead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.led: dict[int, Path] = {}
+        self.names: dict[str, str] = {}
+        self.slot = ""
+
+    def link(self, port: int, target: Path, mark: str = "") -> None:
+        self.led[port] = target
+
+    def unlink(self, port: int) -> None:
+        self.led.pop(port, None)
+
+    def name(self, url: str, replica: str) -> None:
+        self.names[url] = replica
+
+    def unname(self, url: str) -> None:
+        self.names.pop(url, None)
+
+    def nameless(self, urls: Collection[str]) -> list[str]:
+        return [url for url in urls if url not in self.names]
+
+    def point(self, service: str, slot: str) -> None:
+        self.slot = slot
 
 
 class NoPeers:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerType
-from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts, RouterReading, RouterSetup, find_program
-from gateway_sidecar.routers.pairing import unanswered
+from gateway_sidecar.domain.model import ConnectionMode, WorkerType
+from gateway_sidecar.routers.base import LaunchCommand, RouterPorts, RouterReading, find_program
 from gateway_sidecar.routers.program import keeping_secret
 from gateway_sidecar.routers.sglang_router.client import SglangRouterClient
 from gateway_sidecar.routers.sglang_router.metrics import read_metrics
 from gateway_sidecar.routers.sglang_router.settings import SglangRouterSettings
-from gateway_sidecar.routers.tracing_log import read_log_line
+from gateway_sidecar.routers.tracing_log import TracingSetup
 
 _ADDING_S = 10
 """For how long it tries to reach a worker that it was told of; by itself half an hour."""
@@ -22,7 +20,7 @@ _PAIR = (WorkerType.PREFILL, WorkerType.DECODE)
 
 
 @dataclass(frozen=True, slots=True)
-class SglangRouterSetup(RouterSetup):
+class SglangRouterSetup(TracingSetup):
     """One service's sglang-router; `RouterSetup` says what each method is for.
 
     bridge_key: what it shows the bridges of HTTP engines.
@@ -68,11 +66,5 @@ class SglangRouterSetup(RouterSetup):
         needed = "prefill_decode" if worker_type in _PAIR else "regular"
         return f"sglang-router takes {worker_type.value} workers with router.mode: {needed} only"
 
-    def read_log_line(self, line: str) -> LogLine | None:
-        return read_log_line(line)
-
     def read_metrics(self, text: bytes) -> RouterReading:
         return read_metrics(text)
-
-    def unanswered(self, workers: Iterable[Registered]) -> Mapping[str, str]:
-        return unanswered(workers)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerType
-from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts, RouterReading, RouterSetup, find_program
-from gateway_sidecar.routers.pairing import unanswered
+from gateway_sidecar.domain.model import ConnectionMode, WorkerType
+from gateway_sidecar.routers.base import LaunchCommand, RouterPorts, RouterReading, find_program
 from gateway_sidecar.routers.program import keeping_secret
-from gateway_sidecar.routers.tracing_log import read_log_line
+from gateway_sidecar.routers.tracing_log import TracingSetup
 from gateway_sidecar.routers.vllm_router.client import VllmRouterClient
 from gateway_sidecar.routers.vllm_router.metrics import read_metrics
 from gateway_sidecar.routers.vllm_router.settings import VllmRouterSettings
@@ -21,7 +19,7 @@ PD_KEY_VARIABLE = "OPENAI_API_KEY"
 
 
 @dataclass(frozen=True, slots=True)
-class VllmRouterSetup(RouterSetup):
+class VllmRouterSetup(TracingSetup):
     """One service's vllm-router; `RouterSetup` says what each method is for.
 
     bridge_key: what it shows the bridges of HTTP engines.
@@ -69,11 +67,5 @@ class VllmRouterSetup(RouterSetup):
             return f"vllm-router takes {worker_type.value} workers with router.models: many only"
         return None
 
-    def read_log_line(self, line: str) -> LogLine | None:
-        return read_log_line(line)
-
     def read_metrics(self, text: bytes) -> RouterReading:
         return read_metrics(text)
-
-    def unanswered(self, workers: Iterable[Registered]) -> Mapping[str, str]:
-        return unanswered(workers)

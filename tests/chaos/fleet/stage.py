@@ -28,6 +28,7 @@ from tests.chaos.fleet.schedule import MODEL
 from tests.chaos.fleet.store_faults import StoreFaults
 from tests.chaos.history import LogLine
 from tests.chaos.load import Load, Target
+from tests.chaos.rounds import play
 
 _THROUGH_BALANCER, _AT_ADDRESS, _AT_EACH = 4, 2, 1
 _PAUSE_S = 0.4
@@ -75,7 +76,7 @@ class FleetStage:
             watching = [asyncio.create_task(it) for it in (self._watch(), self._watch_address(), self._tick())]
             load = self._load()
             for number, one in enumerate(self._schedule.rounds, 1):
-                await self._play_round(one)
+                await play(one.events, self._try)
                 await self._rest(number, one, load)
             await load.stop()
         finally:
@@ -119,21 +120,12 @@ class FleetStage:
     def _at(self, gateway: FleetGateway) -> Target:
         return Target(SERVICE, gateway.url, MODEL, gateway.name)
 
-    async def _play_round(self, one: Round) -> None:
-        began = time.monotonic()
-        places: dict[str, list[Event]] = {}
-        for event in one.events:
-            places.setdefault(event.place, []).append(event)
-        await asyncio.gather(*(self._play_place(began, events) for events in places.values()))
-
-    async def _play_place(self, began: float, events: list[Event]) -> None:
-        for event in events:
-            await asyncio.sleep(max(0.0, began + event.at - time.monotonic()))
-            try:
-                async with asyncio.timeout(_LATEST_S):
-                    await self._do(event)
-            except (TimeoutError, OSError, AssertionError) as error:
-                self.history.failures.append(f"{time.monotonic():.2f}: {event}: {error!r}")
+    async def _try(self, event: Event) -> None:
+        try:
+            async with asyncio.timeout(_LATEST_S):
+                await self._do(event)
+        except (TimeoutError, OSError, AssertionError) as error:
+            self.history.failures.append(f"{time.monotonic():.2f}: {event}: {error!r}")
 
     async def _do(self, event: Event) -> None:
         for doer in self._doers:
