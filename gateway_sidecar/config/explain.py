@@ -159,14 +159,14 @@ def _unknown_key(location: Location, parent: type[BaseModel] | None, model: type
     homes = dict.fromkeys([*(_homes(parent, key, here) if parent else ())] or _homes(model, key))
     homes.pop(re.sub(r"\[\d+\]", "[]", here), None)  # Another kind's that could stand here.
     if homes:
-        return f"unknown setting here; it belongs under {' or '.join(homes)}"
+        return f"unknown setting here; it belongs {' or '.join(homes)}"
     return f"unknown setting; use one of {', '.join(known)}"
 
 
 def _homes(model: type[BaseModel], key: str, prefix: str = "") -> Iterator[str]:
     """The mappings that have a setting of this name."""
     if key in model.model_fields:
-        yield prefix or "the top of the file"
+        yield f"under {prefix}" if prefix else "at the top of the file"
     for name, info, below in _children(model):
         many = "[]" if get_origin(info.annotation) is tuple else ""
         yield from _homes(below, key, f"{prefix}.{name}{many}" if prefix else f"{name}{many}")

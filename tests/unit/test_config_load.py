@@ -110,7 +110,7 @@ def test_ten_mistakes_get_ten_lines_in_one_go() -> None:
         ),
         ("bridges: {nginx_workers: 1}", "bridges.nginx_workers: unknown setting; use one of host, grpc_host, paths"),
         ("bridges: {max_bodies_mb: 64}", "bridges.max_bodies_mb: unknown setting here; it belongs under nginx"),
-        ("bridges: {nginx: nginx}", "bridges.nginx: unknown setting here; it belongs under the top of the file"),
+        ("bridges: {nginx: nginx}", "bridges.nginx: unknown setting here; it belongs at the top of the file"),
         ("bridges: {host: 0.0.0.0}", "bridges.host: '0.0.0.0' stands for every address, and the router needs one"),
         ("metrics: {listen: gateway1:9464}", "metrics.listen: 'gateway1:9464': host 'gateway1' is not an IP"),
         ("rescan_interval_s: .nan", "rescan_interval_s: .nan is not a finite number; use 0.2 to 60 seconds"),

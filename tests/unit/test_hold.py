@@ -57,6 +57,21 @@ async def test_what_keeps_nothing_is_sent_again_when_its_router_dies() -> None:
 
 
 @in_fake_time
+async def test_what_a_dying_router_had_taken_does_not_meet_it_again() -> None:
+    """Its sockets live on for a moment, in which nobody has noticed yet: the gate is open."""
+    here = held(PlayedGate())
+    here.open()
+    waiting = asyncio.create_task(here.wait(read_history("0.000", "2.000", "0"), repeatable=True))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    here.close(Missing.ROUTER)
+    await asyncio.sleep(5)
+    assert not waiting.done()
+    here.open()
+    assert (await waiting).verdict is Verdict.GO_ON
+
+
+@in_fake_time
 async def test_whom_replicas_refused_waits_alone_where_nginx_is_the_router() -> None:
     """One that found all full is no reason for others to wait; it comes back some four times, ever later."""
     gates = PlayedGate()

@@ -276,9 +276,11 @@ class HoldQueue:
                 "answer_not_readable",
             )
         may_repeat = repeatable and self._settings.retry_in_flight and so_far.lost <= _MOST_LOST
-        if so_far.accepted and not may_repeat:
-            # A dying router's sockets live on for a moment. A client that tries again at once shall not meet them.
+        if so_far.accepted:
+            # A dying router's sockets live on for a moment. Neither this request nor a client that tries again at once
+            # shall meet them.
             await asyncio.sleep(2 * _MOMENT_S)
+        if so_far.accepted and not may_repeat:
             who = "replica" if alone else "router"
             return Answer(Verdict.LOST, f"The {who} ended while it worked on this request.", f"{who}_lost")
         if self.waiting >= self._settings.max_waiting:
