@@ -157,7 +157,7 @@ def _unknown_key(location: Location, parent: type[BaseModel] | None, model: type
         return f"unknown setting; {meant}"
     here = path_text(location[:-1])
     homes = dict.fromkeys([*(_homes(parent, key, here) if parent else ())] or _homes(model, key))
-    homes.pop(re.sub(r"\[\d+\]", "[]", here), None)  # Another kind's that could stand here.
+    homes.pop("under " + re.sub(r"\[\d+\]", "[]", here), None)  # Another kind's that could stand here.
     if homes:
         return f"unknown setting here; it belongs {' or '.join(homes)}"
     return f"unknown setting; use one of {', '.join(known)}"

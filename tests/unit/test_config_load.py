@@ -150,6 +150,7 @@ def test_each_mistake_says_what_is_wrong_and_the_cure(line: str, expected: str) 
             "router: {args: [--pd-disaggregation]}",
             "router.args[0]: '--pd-disaggregation' is the daemon's own",
         ),
+        ("router: {models: many}", "router.models: unknown setting"),
         ("router: {type: vllm}", "router.type: 'vllm' is not one of the choices; use smg"),
         ("health: {failures: 0}", "health.failures: 0 is too small; use 1 to 100"),
         ("health: {failures: 2.5}", "health.failures: 2.5 is not a whole number; use 1 to 100"),
