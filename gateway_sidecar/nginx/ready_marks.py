@@ -6,6 +6,7 @@ They lie beside the gates and need no reload, and nginx goes on answering by the
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from gateway_sidecar.nginx.config import LAST_ANSWERS, LEAVING, UNREADY
@@ -30,7 +31,10 @@ class ReadyMarks:
 
     def keep_only(self, names: set[str]) -> None:
         """Forgets services that are no more: one that comes again is another."""
-        for marked in os.listdir(self._gates):  # No glob: it takes longer than all else of a look, every two seconds.
+        marks: list[str] = []
+        with suppress(FileNotFoundError):  # Somebody removed the run directory, which is made again.
+            marks = os.listdir(self._gates)  # No glob: it takes longer than all else of a look, every two seconds.
+        for marked in marks:
             if marked.endswith(UNREADY) and marked.removesuffix(UNREADY) not in names:
                 (self._gates / marked).unlink(missing_ok=True)
 

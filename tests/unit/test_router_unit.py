@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from gateway_sidecar.control.routers import replacement
+from gateway_sidecar.control.routers.replacement import RouterSlots
 from gateway_sidecar.control.routers.unit import RouterUnit
 from gateway_sidecar.domain.model import WorkerSpec, WorkerStatus
 from gateway_sidecar.errors import RouterRefused, RouterUnavailable
@@ -153,6 +154,26 @@ async def test_a_replacement_that_fails_names_the_worker_that_the_new_router_ref
         why = f"1 of its workers did not become ready in time; {url}: it speaks HTTP only"
         assert str(failed.value) == f"the new router was not put in place: {why}"
         assert world.serves("r1", "r2")
+
+
+@in_fake_time
+async def test_a_router_has_ended_though_run_dir_is_missing_just_then(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next replacement waits for nobody: the switch file is made again with all else of run_dir."""
+    async with replaced(worlds, monkeypatch) as (world, unit, _):
+        asked = 0
+
+        def refuse(_slots: RouterSlots) -> None:
+            nonlocal asked
+            asked += 1
+            raise FileNotFoundError(2, "No such file or directory", "gates/chat.next")
+
+        monkeypatch.setattr(RouterSlots, "prepare", refuse)
+        monkeypatch.setattr(replacement, "open_connections", lambda _: Counter())
+        await world.until(lambda: asked == 1 and not world.service.slots.is_replacing)
+        assert unit not in world.service.slots.units
+        await world.service.slots.replace()
 
 
 @in_fake_time

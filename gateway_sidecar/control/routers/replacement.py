@@ -366,7 +366,7 @@ class RouterSlots:
         await old.router.stop(grace_s=0 if old.hangs.is_set() else 0.5)
         self.units.remove(old)  # Not before: as long as it runs it is ours to write down, or to end.
         old.router.close_log()
-        with suppress(ProcessError):  # No port is free for a router that may never be needed.
+        with suppress(ProcessError, OSError):  # No port is free for who may never be needed; or run_dir is made again.
             self.prepare()
         self._queue.add(Part.ROUTERS)
 
