@@ -100,6 +100,14 @@ def test_asking_a_daemon_needs_no_models(tmp_path: Path, rest: str) -> None:
     assert modules & HEAVY == set()
 
 
+def test_asking_where_no_daemon_ever_ran_needs_no_models_either(tmp_path: Path) -> None:
+    """What an earlier daemon left is looked for: at processes first, and in its record only if there is one."""
+    done, modules = _modules_after(tmp_path, _RUN, "status", "--config", str(_config(tmp_path)))
+    assert done.returncode == 1
+    assert "the daemon does not run" in done.stderr
+    assert modules & (HEAVY - {"asyncio", "gateway_sidecar.control"}) == set()
+
+
 def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
     """It, and all those below it."""
     yield parser

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from gateway_sidecar.control.state import records
 from gateway_sidecar.domain.leaving import LeavePhase
 from gateway_sidecar.errors import StateError
-from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.supervision.process import Identity, Process, session_members, writers_below
+
+if TYPE_CHECKING:
+    from gateway_sidecar.routers.base import RouterPorts
 
 _START = "`systemctl start gateway-sidecar`"
 
@@ -106,11 +107,27 @@ def look_for_left(run_dir: Path, state_dir: Path | None) -> LeftRunning:
     for directory in (run_dir, state_dir) if state_dir is not None else (run_dir,):
         for log, writers in writers_below(directory / "log").items():
             logs.setdefault(log, []).extend(writers)
-    record: Mapping[str, Any] = {}
-    with suppress(StateError):
-        record = records.read_record(run_dir / "processes.json")
-    routers = {it: _slot_of(log) for log, found in logs.items() if log.startswith("router-") for it in found}
-    ports: dict[Identity, RouterPorts] = {}
+    left = LeftRunning(
+        nginx=tuple(logs.get("nginx.log", ())),
+        routers={it: _slot_of(log) for log, found in logs.items() if log.startswith("router-") for it in found},
+        small=tuple(logs.get("peers.log", ())),
+        ssh_connections=tuple(it for found in writers_below(run_dir / "tunnels").values() for it in found),
+        holders=tuple(logs.get("hold.log", ())),
+    )
+    record = run_dir / "processes.json"
+    return _with_recorded(left, record) if record.exists() else left
+
+
+def _with_recorded(left: LeftRunning, path: Path) -> LeftRunning:
+    """And what the earlier daemon has written down."""
+    # To import it takes half a second of CPU: who asks in vain where no daemon ever ran does without.
+    from gateway_sidecar.control.state import records
+
+    try:
+        record = records.read_record(path)
+    except StateError:
+        return left
+    routers, ports, nginx = dict(left.routers), dict(left.ports), left.nginx
     for rows in record.get("routers", {}).values():
         for row in rows:
             with suppress(StateError):
@@ -120,27 +137,15 @@ def look_for_left(run_dir: Path, state_dir: Path | None) -> LeftRunning:
     for identity, service in records.departing_from_json(record, still_there=record.get("routers", {})).items():
         if identity.is_alive():
             routers.setdefault(identity, service)
-    nginx = logs.get("nginx.log", [])
     with suppress(StateError):
         recorded = records.identity_from_json(record["nginx"]) if record.get("nginx") else None
         if recorded is not None and recorded not in nginx and (recorded.is_alive() or session_members(recorded)):
-            nginx = [recorded, *nginx]
-    return LeftRunning(
-        tuple(nginx),
-        routers,
-        ports,
-        tuple(logs.get("peers.log", ())),
-        tuple(it for found in writers_below(run_dir / "tunnels").values() for it in found),
-        tuple(logs.get("hold.log", ())),
-        _leaves(record),
-    )
-
-
-def _leaves(record: Mapping[str, Any]) -> LeavePhase | None:
+            nginx = (recorded, *nginx)
+    leaves: LeavePhase | None = None
     with suppress(StateError):  # It cannot be read, or was written long ago: the next daemon serves.
         leave = records.leave_from_json(record)
-        return None if leave is None else leave.phase
-    return None
+        leaves = None if leave is None else leave.phase
+    return replace(left, nginx=nginx, routers=routers, ports=ports, leaves=leaves)
 
 
 def _slot_of(log: str) -> str:
