@@ -83,6 +83,8 @@ API_TIMEOUT_S = 3.0
 HEALTH_TIMEOUT_S, HEALTH_FAILURES = 1.5, 3
 REST_S = 15.0
 _STAY_S = 1.5
+_ASKED_AGAIN_S = 1.5
+"""An engine that is out for its silence is asked again after a second (`domain/lifecycle.py`)."""
 _SLOW_S = 12.0
 _MUSTER_S = 15.0
 _EMPTY_S = 40.0
@@ -262,6 +264,9 @@ class Stage:
         )  # fmt: skip
 
     async def _rest(self, number: int) -> None:
+        # Who was asked while its engine misbehaved is silent still, may be out for that, and then is asked once more.
+        misbehaved = [fault.ended for fault in self.history.faults if fault.kind == "engine misbehaved"]
+        await asyncio.sleep(max(misbehaved, default=0.0) + HEALTH_TIMEOUT_S + _ASKED_AGAIN_S - time.monotonic())
         began = time.monotonic()
         wanted = self._expected()
         while time.monotonic() < began + REST_S + 1:
