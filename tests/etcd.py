@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import Authority
+from tests.stopping import stop
 from tests.system.gateway import PortBlock
 
 _START_S = 60.0
@@ -106,7 +107,7 @@ class Etcd:
     def freeze(self) -> None:
         """As SIGSTOP: connections are taken, and nothing is answered."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
+        stop(self.process.pid)
 
     def thaw(self) -> None:
         assert self.process is not None

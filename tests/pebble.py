@@ -20,6 +20,7 @@ from typing import Any, Self
 import pytest
 
 from tests.certificates import Authority
+from tests.stopping import stop
 from tests.system.gateway import PortBlock
 
 needs_pebble = pytest.mark.skipif(
@@ -121,7 +122,7 @@ class Pebble:
     def frozen(self) -> Iterator[None]:
         """Meanwhile it takes connections, and answers nothing."""
         for process in self._processes:
-            process.send_signal(signal.SIGSTOP)
+            stop(process.pid)
         try:
             yield
         finally:

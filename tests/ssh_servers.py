@@ -11,6 +11,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from tests.stopping import stop
+
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/bin:/usr/local/sbin")
 
 
@@ -121,7 +123,7 @@ class Sshd:
         assert self._process is not None
         self._frozen = [self._process.pid, *_children(self._process.pid)]
         for pid in self._frozen:
-            os.kill(pid, signal.SIGSTOP)
+            stop(pid)
 
     def thaw(self) -> None:
         """Lets it go on."""

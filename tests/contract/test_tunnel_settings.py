@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
-import signal
 import socket
 import subprocess
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.tunnels.inspect import file_troubles
 from tests.contract.tunnel_world import World, route_to
 from tests.ssh_servers import SSHD, Sshd, make_key, public_of
+from tests.stopping import stop
 
 pytestmark = pytest.mark.skipif(SSHD is None, reason="openssh-server is not installed; `make test` installs it")
 
@@ -355,7 +355,7 @@ async def test_stopped_process_is_replaced(world: World, sshd: Sshd, backend: Ba
     (link,) = world.fleet.connections
     pid = link.pid
     assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     status = await world.until(tunnel, PathState.LOCAL_TROUBLE, within_s=60)
     assert status.reason == f"the {backend} process (pid {pid}) did not answer, and was ended"
     await world.until(tunnel, PathState.UP)

@@ -28,6 +28,7 @@ from tests.chaos.events import (
 from tests.chaos.freezes import check_freezes, engines
 from tests.chaos.schedule import CHAT, PAIRS
 from tests.chaos.stage import Stage
+from tests.stopping import stop
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import replica_of, service_of
 
@@ -90,7 +91,7 @@ async def test_a_frozen_router_keeps_its_pair(make_gateway: MakeGateway, engine:
 
         in_flight = [asyncio.create_task(chat()) for _ in range(25)]
         await gateway.until_workers(lambda workers: any(worker["load"] for worker in workers))
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         await asyncio.sleep(FROZEN_S)
         os.kill(pid, signal.SIGCONT)
         assert set(await asyncio.gather(*in_flight)) <= {(200, ""), (504, "prefill_worker_silent")}

@@ -28,6 +28,7 @@ from gateway_sidecar.nginx.server import TEMP, Nginx, NginxSettings
 from gateway_sidecar.supervision.process import session_members
 from tests.certificates import certificate
 from tests.smg import RULES, smg_address
+from tests.stopping import stop
 from tests.system.clients import ask
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, PortBlock, service_of
@@ -240,7 +241,7 @@ async def test_a_change_is_not_in_force_while_an_old_process_serves(
         try:
             with monkeypatch.context() as soon:
                 soon.setattr("gateway_sidecar.nginx.server._IN_FORCE_S", 2.0)
-                os.kill(slow, signal.SIGSTOP)
+                stop(slow)
                 try:
                     # The kernel may hand the question to the stopped process too: then nobody answers it.
                     with pytest.raises(NginxError, match=f"its old processes serve on: {slow}$|does not say what it"):

@@ -16,6 +16,7 @@ from examples.simulated import EngineKind
 from gateway_sidecar import __version__
 from gateway_sidecar.control.process.left_running import look_for_left
 from gateway_sidecar.supervision.process import Identity, session_members, start_ticks
+from tests.stopping import stop
 from tests.system.clients import stream_chat
 from tests.system.conftest import StartEngine
 from tests.system.gateway import Gateway, service_of
@@ -66,7 +67,7 @@ async def test_a_daemon_that_hangs_is_none_that_does_not_run(gateway: Gateway, e
     await engine(gateway.socket("r1"))
     await gateway.until_states({"r1": "serving"})
     assert gateway.process is not None
-    gateway.process.send_signal(signal.SIGSTOP)
+    stop(gateway.process.pid)
     try:
         code, out, err = await gateway.cli("plan")
         assert (code, out) == (1, "")

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from examples.simulated import EngineKind
 from gateway_sidecar.frontend.edit_keys import add_key
+from tests.stopping import stop
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, service_of
 from tests.system.test_odd_engines import SHORT_HEALTH, until_names
@@ -83,7 +84,7 @@ async def test_who_was_at_the_router_waits_for_its_model_too(
     asked = asyncio.create_task(ask(gateway, "chat", chat("large", user="x" * size)))
     await large.until(lambda seen: seen.in_flight == 1)
     router = int(service_of(status)["router"]["pid"])
-    os.kill(router, signal.SIGSTOP)  # Else it would answer that its replica has ended.
+    stop(router)  # Else it would answer that its replica has ended.
     await large.stop()
     os.kill(router, signal.SIGKILL)
     await gateway.until(lambda s: lost(s) == {"large"} and service_of(s)["waiting"] == 1)

@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 
 from examples.simulated import EngineKind, Lie
+from tests.stopping import stop
 from tests.system.clients import ask, pipe, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, replica_of, service_of, states_of
@@ -135,7 +136,7 @@ async def test_hung_router_is_replaced(make_gateway: MakeGateway, engine: StartE
     await gateway.start()
     await engine(gateway.socket("r1"))
     before = router_of(await gateway.until_states({"r1": "serving"}))
-    os.kill(before["pid"], signal.SIGSTOP)
+    stop(before["pid"])
     status = await gateway.until(
         lambda s: (
             router_of(s)["state"] == "up" and router_of(s)["pid"] != before["pid"] and states_of(s) == {"r1": "serving"}
@@ -268,7 +269,7 @@ async def test_an_engine_that_was_ill_just_as_the_router_asked_is_registered_aga
     """SMG lists it without its model, and never asks for its tokenizer again: no request would reach it."""
     await engine(gateway.socket("r1"))
     router = router_of(await gateway.until_states({"r1": "serving"}))["pid"]
-    os.kill(router, signal.SIGSTOP)
+    stop(router)
     try:
         ill = await engine(gateway.socket("r2"), EngineKind.VLLM_GRPC)
         await gateway.until_state("r2", "registering")
@@ -304,7 +305,7 @@ async def test_router_comes_back_on_its_ports_though_they_are_free_only_a_moment
     before = await gateway.status()
     router = service_of(before)["router"]
     assert gateway.process is not None
-    gateway.process.send_signal(signal.SIGSTOP)
+    stop(gateway.process.pid)
     try:
         os.kill(router["pid"], signal.SIGKILL)
         taken = await bound(int(router["url"].rsplit(":", 1)[1]))

@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from gateway_sidecar.supervision.process import start_ticks
+from tests.stopping import stop
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, replica_of, service_of, states_of, take_away, until_gone
@@ -154,7 +155,7 @@ async def test_router_of_a_removed_service_is_ended_whatever_becomes_of_the_daem
     gateway = make_gateway(services=("chat", "code"))
     await gateway.start()
     pid = service_of(await gateway.status(), "code")["router"]["pid"]
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     gateway.configure(services=gateway.settings["services"][:1])
     assert (await gateway.cli("reload"))[1] == "changed: code: removed\n"
     assert start_ticks(pid) is not None, "nothing waits for it"
@@ -274,7 +275,7 @@ async def test_nginx_that_hangs_is_started_again(gateway: Gateway, engine: Start
     before = await gateway.until_states({"r1": "serving"})
     master = before["nginx"]["pid"]
     for worker in Path(f"/proc/{master}/task/{master}/children").read_text().split():
-        os.kill(int(worker), signal.SIGSTOP)
+        stop(int(worker))
     after = await gateway.until(lambda s: s["nginx"]["state"] == "up" and s["nginx"]["pid"] != master)
     assert [event["pid"] for event in gateway.events("nginx.hung")] == [master]
     assert await stream_chat(gateway, 3)

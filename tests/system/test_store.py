@@ -16,6 +16,7 @@ import pytest
 
 from tests.certificates import Authority
 from tests.etcd import Etcd, Front, running
+from tests.stopping import stop
 from tests.system.conftest import MakeGateway, Start, StartEngine
 from tests.system.gateway import Gateway, Status, service_of, states_of
 from tests.system.test_clock import LIBRARY, by_the_clock_in
@@ -538,7 +539,7 @@ async def test_a_drain_means_the_whole_fleet(start: Start, etcd: Etcd, engine: S
         await until_serving(gateway, "r1")
 
     assert b.process is not None
-    b.process.send_signal(signal.SIGSTOP)
+    stop(b.process.pid)
     status, answer = await drain(a, 2.0)
     assert status == 504
     assert "b: it has not answered for" in answer["reason"]

@@ -20,6 +20,7 @@ import pytest
 from examples.simulated import EngineKind, SimulatedEngine
 from gateway_sidecar.nginx.connections import open_connections
 from gateway_sidecar.supervision.process import writers_of
+from tests.stopping import stop
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status, service_of, states_of
@@ -339,7 +340,7 @@ async def test_router_that_hangs_gets_nothing_more_long_before_it_is_given_up(
     await gateway.start()
     await engine(gateway.socket("r1"))
     before = router_pid(await gateway.until_states({"r1": "serving"}))
-    os.kill(before, signal.SIGSTOP)
+    stop(before)
     gate = gateway.directory / "run" / "gates" / "chat"
     async with asyncio.timeout(60):
         while not gate.exists():

@@ -13,6 +13,7 @@ import pytest
 
 from examples.simulated import EngineKind
 from gateway_sidecar.frontend.edit_keys import add_key, revoke_key
+from tests.stopping import stop
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status, replica_of, service_of, states_of
@@ -150,7 +151,7 @@ async def test_router_that_is_slow_to_answer_is_no_stuck_daemon(make_gateway: Ma
         await engine(gateway.socket("r1"))
         status = await gateway.until_states({"r1": "serving"})
         old = service_of(status)["router"]["pid"]
-        os.kill(old, signal.SIGSTOP)
+        stop(old)
         await gateway.until(
             lambda s: service_of(s)["router"]["pid"] not in (None, old) and states_of(s) == {"r1": "serving"},
             within_s=60,
@@ -168,7 +169,7 @@ async def test_stopped_daemon_catches_up(make_gateway: MakeGateway, engine: Star
     leaving = [await engine(gateway.socket(name)) for name in ("r1", "r2")]
     await engine(gateway.socket("r3"))
     status = await gateway.until_states(dict.fromkeys(("r1", "r2", "r3"), "serving"))
-    gateway.process.send_signal(signal.SIGSTOP)
+    stop(gateway.process.pid)
     try:
         for one in leaving:
             await one.stop(unlink=True)
