@@ -212,11 +212,14 @@ def _drained(history: History) -> Iterator[Violation]:
     by_engine: defaultdict[str, list[Served]] = defaultdict(list)
     for served in history.served:
         by_engine[served.engine].append(served)
+    # An engine that was killed with its process has noted no end of what it was working on.
+    killed_at = {fault.engine: fault.ended for fault in history.faults if fault.kind == "engine ended"}
     for out in history.out:
         for served in by_engine[out.engine]:
+            ended = served.ended if served.ended is not None else killed_at.get(out.engine)
             if out.at < served.began < out.until:
                 yield Violation("out of rotation is out", served.began, f"{out}, and yet {served}")
-            elif served.began <= out.at and (served.ended is None or served.ended > out.at + _ENGINE_LAG_S):
+            elif served.began <= out.at and (ended is None or ended > out.at + _ENGINE_LAG_S):
                 yield Violation("nothing in flight once drained", out.at, f"{out}, and yet {served}")
 
 

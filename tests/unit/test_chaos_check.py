@@ -239,6 +239,10 @@ def test_a_drained_engine_has_nothing_in_flight() -> None:
     assert laws(history) == ["nothing in flight once drained"]
     history.served = [replace(history.served[0], ended=None)]
     assert laws(history) == ["nothing in flight once drained"]
+    history.faults = [Fault("engine ended", 10.95, 10.96, engine="c0-0", note="killed with its process")]
+    assert laws(history) == ["nothing in flight once drained"], "it was called drained long before that"
+    history.faults = [Fault("engine ended", 10.15, 10.16, engine="c0-0", note="killed with its process")]
+    assert laws(history) == []
 
 
 # -- at rest
