@@ -21,12 +21,19 @@ from tests.unit.world import PlayedRouter, World, Worlds
 
 
 @asynccontextmanager
-async def replaced(worlds: Worlds, patch: pytest.MonkeyPatch) -> AsyncIterator[tuple[World, RouterUnit, PlayedRouter]]:
-    """Two replicas, and a router that was replaced and still has a stream."""
+async def of_two(worlds: Worlds) -> AsyncIterator[World]:
+    """Two replicas that serve."""
     async with worlds() as world:
         world.appear("r1")
         world.appear("r2")
         await world.until(lambda: world.serves("r1", "r2"))
+        yield world
+
+
+@asynccontextmanager
+async def replaced(worlds: Worlds, patch: pytest.MonkeyPatch) -> AsyncIterator[tuple[World, RouterUnit, PlayedRouter]]:
+    """Two replicas, and a router that was replaced and still has a stream."""
+    async with of_two(worlds) as world:
         patch.setattr(replacement, "open_connections", lambda ports: Counter(dict.fromkeys(ports, 1)))
         unit, client = world.service.slots.active, world.router
         await world.service.slots.replace()
@@ -137,10 +144,7 @@ async def test_a_replacement_that_fails_names_the_worker_that_the_new_router_ref
     worlds: Worlds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The operator reads in the answer to a reload what keeps another kind of router out."""
-    async with worlds() as world:
-        world.appear("r1")
-        world.appear("r2")
-        await world.until(lambda: world.serves("r1", "r2"))
+    async with of_two(worlds) as world:
         url, register = str(world.tenure("r2").url), PlayedRouter.register
 
         async def refuse(router: PlayedRouter, spec: WorkerSpec) -> str:
@@ -180,11 +184,8 @@ async def test_a_router_has_ended_though_run_dir_is_missing_just_then(
 async def test_a_new_router_that_does_not_make_a_worker_ready_is_told_of_it_again(
     worlds: Worlds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SMG asks an engine that was silent just then after 30 or 60 s: longer than the replacement waits."""
-    async with worlds() as world:
-        world.appear("r1")
-        world.appear("r2")
-        await world.until(lambda: world.serves("r1", "r2"))
+    """SMG never asks an engine again that told no model just as it was added: the replacement would wait in vain."""
+    async with of_two(worlds) as world:
         url, register, told = str(world.tenure("r2").url), PlayedRouter.register, 0
 
         async def leave_out(router: PlayedRouter, spec: WorkerSpec) -> str:

@@ -66,7 +66,7 @@ class FleetDrains:
         self._membership = membership
         self._replicas = replicas
         self._written: dict[str, int] = {}
-        """SERVICE/REPLICA -> the revision of the drain that was asked for here last."""
+        """SERVICE/REPLICA -> the revision of a drain that was asked for here, until it was read."""
         self._listeners: list[Callable[[], None]] = []
         self._by_service: Mapping[str, Mapping[ReplicaId, AskedDrain]] | None = None
         self._waiting: Counter[str] = Counter()
@@ -196,6 +196,7 @@ class FleetDrains:
         """Removes what nobody holds any more, until cancelled."""
         while True:
             heartbeat()
+            self._written = {key: it for key, it in self._written.items() if it > self._reflector.read_revision}
             others, grace_s = self._membership.others, self._membership.grace_s
             away = {name for name, gone_s in self._membership.gone_s.items() if gone_s < grace_s}
             names = away.union(it.name for it in others)

@@ -352,7 +352,7 @@ class WorkerSync:
         submission = self._submissions.get(url)
         if submission is not None and worker is not None and submission.worker_id != worker.worker_id:
             del self._submissions[url]  # Not the one that we registered: what we told of that one proves nothing.
-        self._time(url, worker)
+        self._note_readiness(url, worker)
         if worker is None:
             self.workers.pop(url, None)
             submission = self._submissions.pop(url, None)
@@ -376,7 +376,7 @@ class WorkerSync:
         self._on_change(url)
         return True
 
-    def _time(self, url: str, worker: Registered | None) -> None:
+    def _note_readiness(self, url: str, worker: Registered | None) -> None:
         """Since when it is listed, and not ready."""
         if worker is not None and worker.status is WorkerStatus.NOT_READY:
             self._not_ready_since.setdefault(url, awake.now())
