@@ -31,6 +31,7 @@ Start = Callable[..., Awaitable[Gateway]]
 
 FAILED = pytest.StashKey[bool]()
 _prefixes = itertools.count()
+SOON_AWAY_S = 1.0
 LAST_LINES = 300
 """Of a daemon's log, which is shown with a test that failed."""
 
@@ -89,6 +90,7 @@ async def start_in_fleet(make_gateway: MakeGateway) -> AsyncIterator[Start]:
     """Starts a gateway of a fleet: `await start("a", etcd)`.
 
     beside: one whose bridge ports it has, too. frontend: that of its service, or what makes it for a gateway.
+    of_etcd: `timeout_s=SOON_AWAY_S` where the store is to stop answering; a busy machine's may take a second, too.
     """
     prefix = f"/test-{next(_prefixes)}/"
 
@@ -103,7 +105,7 @@ async def start_in_fleet(make_gateway: MakeGateway) -> AsyncIterator[Start]:
         scaling: dict[str, Any] | None = None,
         **of_etcd: Any,
     ) -> Gateway:
-        there = {"endpoints": [etcd.endpoint], "prefix": prefix, "timeout_s": 1.0, **of_etcd}
+        there = {"endpoints": [etcd.endpoint], "prefix": prefix, "timeout_s": 10.0, **of_etcd}
         settings = {"gateway": name, "read_every_s": 0.5, "lease_s": lease_s, "etcd": there}
         gateway = make_gateway(store=settings)
         if beside is not None:  # The same bridge ports, as on machines of their own.

@@ -378,9 +378,7 @@ async def test_a_frontend_that_cannot_be_changed_stays_as_it_is(make_gateway: Ma
     assert (await gateway.cli("reload"))[0] == 0
     await gateway.until(lambda s: any("not-there.keys" in text for text in s["problems"]))
     assert (await post(gateway, key))[0] == 200
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", gateway.ports["chat"] + 5))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", gateway.ports["chat"] + 5)):
         gateway.settings["services"][0]["frontend"] = {"listen": [f"127.0.0.1:{gateway.ports['chat'] + 5}"]}
         gateway.configure()
         code, _, err = await gateway.cli("reload")

@@ -51,10 +51,8 @@ async def test_commands_see_what_a_killed_daemon_left(gateway: Gateway, engine: 
     code, out, _ = await gateway.cli("plan")
     assert out.startswith(f"no daemon runs; an earlier daemon left nginx (pid {nginx})"), out
     assert "a new daemon would do:" in out
-    with socket.socket() as taken:  # A stranger is told from what was left.
-        address = ("127.0.0.1", gateway.ports["chat"] + 8)
-        taken.bind(address)
-        taken.listen()
+    address = ("127.0.0.1", gateway.ports["chat"] + 8)
+    with socket.create_server(address):  # A stranger is told from what was left.
         gateway.configure(metrics={"listen": f"{address[0]}:{address[1]}"})
         code, out, _ = await gateway.cli("check")
     assert code == 1

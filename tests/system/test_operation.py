@@ -84,9 +84,7 @@ async def test_check_explains_and_changes_nothing(make_gateway: MakeGateway) -> 
     assert code == 0, out
     assert "stream" in out
     assert not (gateway.directory / "run").exists()
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", gateway.ports["chat"]))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", gateway.ports["chat"])):
         gateway.settings["nginx"]["command"] = "/nowhere/nginx"
         gateway.settings["services"][0]["router"] = {"command": "/nowhere/smg"}
         gateway.configure()

@@ -321,13 +321,7 @@ async def test_router_comes_back_on_its_ports_though_they_are_free_only_a_moment
 async def bound(port: int) -> socket.socket:
     """A socket that listens on a port, as soon as nobody else does."""
     while True:
-        taken = socket.socket()
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            taken.bind(("127.0.0.1", port))
+            return socket.create_server(("127.0.0.1", port))
         except OSError:
-            taken.close()
             await asyncio.sleep(0.005)
-            continue
-        taken.listen()
-        return taken

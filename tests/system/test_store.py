@@ -17,7 +17,7 @@ import pytest
 from tests.certificates import Authority
 from tests.etcd import Etcd, Front, running
 from tests.stopping import stop
-from tests.system.conftest import MakeGateway, Start, StartEngine
+from tests.system.conftest import SOON_AWAY_S, MakeGateway, Start, StartEngine
 from tests.system.gateway import Gateway, Status, service_of, states_of
 from tests.system.test_clock import LIBRARY, by_the_clock_in
 
@@ -155,7 +155,7 @@ async def test_a_killed_store_changes_nothing_and_puts_are_refused(
 
 async def test_a_frozen_store_is_one_that_is_away(start: Start, etcd: Etcd, engine: StartEngine) -> None:
     """SIGSTOP: the watch says nothing at all, and the full read finds out. What lost its lease meanwhile serves on."""
-    a = await start("a", etcd)
+    a = await start("a", etcd, timeout_s=SOON_AWAY_S)
     await engine(a.socket("r1"))
     await put(a, "r1", a.socket("r1"), wait="serving")
     etcd.freeze()
@@ -372,7 +372,7 @@ async def test_a_gateway_that_is_cut_off_from_the_store_serves_on_and_catches_up
     """Nothing passes, and no connection ends. The others go on putting replicas, and it has them when it is back."""
     front = Front(shared_etcd.port)
     try:
-        far = await start("far", shared_etcd, endpoints=[await front.start()])
+        far = await start("far", shared_etcd, endpoints=[await front.start()], timeout_s=SOON_AWAY_S)
         near = await start("near", shared_etcd)
         for name in ("r1", "r2"):
             await engine(near.socket(name))
@@ -504,7 +504,7 @@ async def drain(gateway: Gateway, timeout_s: float) -> tuple[int, dict[str, Any]
 
 async def test_a_drain_means_the_whole_fleet(start: Start, etcd: Etcd, engine: StartEngine) -> None:
     """Safe to stop is what every living gateway says; a frozen one is named, and counts after its lease and a grace."""
-    a, b = await start("a", etcd), await start("b", etcd)
+    a, b = [await start(name, etcd, timeout_s=SOON_AWAY_S) for name in "ab"]
     busy = await engine(a.socket("r1"), token_interval_s=0.2)
     await put(a, "r1", a.socket("r1"), wait="serving")
     await until_serving(b, "r1")

@@ -64,7 +64,7 @@ async def test_a_certificate_of_the_store_is_served_by_every_gateway(
         await asyncio.to_thread(serial, tls_port(a))
     assert "the store has no certificate 'api'" in problem_of(await a.status(), "certificate")
     code, out, _ = await a.cli("check")
-    assert "chat: the store has no certificate 'api'; put it there with" in out
+    assert "chat: the store has no certificate 'api'; put it there with" in out, out
     assert "private keys of certificates lie there, and etcd has neither TLS nor a user" in out
 
     good = certificate(tmp_path, NAME, stem="good")
