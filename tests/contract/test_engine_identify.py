@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import time
@@ -25,12 +26,13 @@ from gateway_sidecar.domain.model import (
     Unknown,
     WorkerType,
 )
+from gateway_sidecar.engines import http_probe
 from gateway_sidecar.engines.probe import LARGEST_ANSWERS_BYTES, EngineProbe
 from tests.contract import engine_replay as replay
 from tests.contract.engine_replay import GrpcReplay, HttpReplay, message
 
 SERVING, NOT_SERVING = 1, 2
-TIMEOUT_S = 5.0
+TIMEOUT_S = 60.0
 """Generous: the machine may be busy. No test here waits for it to pass."""
 
 SGLANG_HTTP = EngineFacts("sglang", ConnectionMode.HTTP, model="tiny-llama", version="0.5.23")
@@ -45,6 +47,11 @@ TRTLLM_GRPC = EngineFacts("trtllm", ConnectionMode.GRPC, model="m", version="1.2
 @pytest.fixture
 def probe() -> EngineProbe:
     return EngineProbe()
+
+
+@pytest.fixture(autouse=True)
+def _metrics_may_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_probe, "_METRICS_S", TIMEOUT_S)
 
 
 @pytest.fixture
@@ -408,8 +415,12 @@ async def test_every_probe_meets_the_occupant_of_the_moment(probe: EngineProbe, 
 
 
 async def test_a_failed_grpc_probe_does_not_delay_the_next(probe: EngineProbe, path: Path) -> None:
-    """gRPC's own back-off (a second and more) is for clients that keep a channel; a probe has none."""
-    for _ in range(3):
+    """gRPC's own back-off (a second and more) is for clients that keep a channel; a probe has none.
+
+    A busy machine may delay one of them as long; a back-off would delay all.
+    """
+    least_s = math.inf
+    for _ in range(10):
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX) as bound:
             bound.bind(str(path))
@@ -418,7 +429,8 @@ async def test_a_failed_grpc_probe_does_not_delay_the_next(probe: EngineProbe, p
         async with vllm_grpc().serve(path):
             began = time.monotonic()
             assert await probe.identify(str(path), timeout_s=TIMEOUT_S) == Ready(VLLM_GRPC)
-            assert time.monotonic() - began < 1
+            least_s = min(least_s, time.monotonic() - began)
+    assert least_s < 1
 
 
 @pytest.mark.parametrize(
@@ -473,7 +485,7 @@ async def test_a_hundred_sockets_are_identified_at_once(probe: EngineProbe, tmp_
     async with http.serve(tmp_path / "http.sock"), rpc.serve(tmp_path / "grpc.sock"):
         seen = await asyncio.gather(
             *(
-                probe.identify(str(tmp_path / f"{name}.sock"), timeout_s=30)
+                probe.identify(str(tmp_path / f"{name}.sock"), timeout_s=TIMEOUT_S)
                 for _ in range(50)
                 for name in ("http", "grpc")
             )
@@ -525,8 +537,11 @@ async def test_a_connector_shows_in_the_metrics(
         assert await probe.identify(str(path), timeout_s=TIMEOUT_S) == Ready(facts)
 
 
-async def test_metrics_that_never_come_are_done_without(probe: EngineProbe, path: Path) -> None:
+async def test_metrics_that_never_come_are_done_without(
+    probe: EngineProbe, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An engine that serves is not kept out by a page that nobody needs to serve."""
+    monkeypatch.setattr(http_probe, "_METRICS_S", 0.5)
     server = with_metrics(NIXL)
     server.mute = "/metrics"
     async with server.serve(path):

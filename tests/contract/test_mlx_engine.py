@@ -117,7 +117,7 @@ async def test_the_probe_knows_a_real_engine(cache: Path) -> None:
     try:
         facts = EngineFacts("mlx", ConnectionMode.GRPC, model=MODEL_NAME)
         assert await identified(socket, engine) == Ready(facts)
-        assert await EngineProbe().check_health(str(socket), facts, timeout_s=2) == Ready(facts)
+        assert await EngineProbe().check_health(str(socket), facts, timeout_s=60) == Ready(facts)
     finally:
         await engine.stop()
 

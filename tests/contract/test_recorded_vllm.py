@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.domain.model import Access, ConnectionMode, EngineFacts, Ready, WorkerType
+from gateway_sidecar.engines import http_probe
 from gateway_sidecar.engines.engine_metrics import EngineMetrics
 from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.engines.progress import read_progress
 from tests.contract import engine_replay as replay
 from tests.contract.engine_replay import GrpcReplay, HttpReplay, message
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 60.0
 """Generous: the machine may be busy. No test here waits for it to pass."""
 
 PLAIN = Access()
@@ -34,6 +35,11 @@ def decode_http() -> HttpReplay:
 def decode_grpc() -> GrpcReplay:
     """A decode engine over gRPC."""
     return GrpcReplay.of("vllm-grpc-decode", replay.VLLM)
+
+
+@pytest.fixture(autouse=True)
+def _metrics_may_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_probe, "_METRICS_S", TIMEOUT_S)
 
 
 @pytest.fixture
