@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from gateway_sidecar.nginx.server import busy_ports
 from tests.stopping import stop
+from tests.system.gateway import PortBlock
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/bin:/usr/local/sbin")
 
 
+def _own_ports() -> Iterator[int]:
+    """Those of one block, again and again: no other run of the tests, and no client, is given them meanwhile."""
+    block = PortBlock(60)
+    atexit.register(block.release)
+    yield from itertools.cycle(range(block.first, block.first + 60))
+
+
+_ports = _own_ports()
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A port nobody listens on now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
-        sock.bind((host, 0))
-        return int(sock.getsockname()[1])
+    return next(port for port in _ports if not busy_ports([(host, port)]))
 
 
 def make_key(path: Path) -> Path:
@@ -88,7 +101,7 @@ class Sshd:
                 [*self._prefix, str(SSHD), "-D", "-e", "-f", str(config)], stdin=subprocess.DEVNULL, stderr=log
             )
         if not self._prefix:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while True:
                 with suppress(OSError), socket.create_connection((self.host, self.port), timeout=1):
                     return

@@ -17,7 +17,7 @@ import structlog
 from gateway_sidecar.domain.tunnels import BackendName, PathState, Tunnel
 from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.tunnels.inspect import file_troubles
-from tests.contract.tunnel_world import World, route_to
+from tests.contract.tunnel_world import World, impatient, route_to
 from tests.ssh_servers import SSHD, Sshd, make_key, public_of
 from tests.stopping import stop
 
@@ -291,7 +291,7 @@ async def test_two_jumps(world: World, sshd: Sshd, backend: BackendName, tmp_pat
     second.start()
     try:
         servers = tuple(route_to(one, backend).target for one in (first, second, sshd))
-        route = replace(route_to(sshd, backend), servers=servers)
+        route = replace(impatient(route_to(sshd, backend)), servers=servers)
         tunnel = Tunnel("chat/r1", route, f"127.0.0.1:{await world.listen(b'far')}")
         world.request(tunnel)
         await world.until(tunnel, PathState.UP)
@@ -341,7 +341,7 @@ async def test_something_else_listens_at_the_ssh_port(world: World, backend: Bac
     """One that says nothing: after `connect_timeout_s`, in words."""
     silent = Sshd(tmp_path / "silent")
     with socket.create_server((silent.host, silent.port)):
-        tunnel = Tunnel("chat/r1", route_to(silent, backend), "127.0.0.1:1")
+        tunnel = Tunnel("chat/r1", impatient(route_to(silent, backend)), "127.0.0.1:1")
         world.request(tunnel)
         reason = (await world.until(tunnel, PathState.UNREACHABLE)).reason
         assert reason in ("Connection timed out during banner exchange", "it did not accept our login in time")
@@ -349,7 +349,7 @@ async def test_something_else_listens_at_the_ssh_port(world: World, backend: Bac
 
 async def test_stopped_process_is_replaced(world: World, sshd: Sshd, backend: BackendName) -> None:
     """One that is there and does nothing is no tunnel: it is ended when it was silent as long as a path may be."""
-    tunnel = Tunnel("chat/r1", route_to(sshd, backend), f"127.0.0.1:{await world.listen(b'one')}")
+    tunnel = Tunnel("chat/r1", impatient(route_to(sshd, backend)), f"127.0.0.1:{await world.listen(b'one')}")
     world.request(tunnel)
     await world.until(tunnel, PathState.UP)
     (link,) = world.fleet.connections

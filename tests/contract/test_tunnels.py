@@ -14,7 +14,7 @@ import structlog
 
 from gateway_sidecar.domain.tunnels import BackendName, PathState, SshRoute, SshServer, Tunnel
 from gateway_sidecar.supervision.process import start_ticks
-from tests.contract.tunnel_world import World, route_to
+from tests.contract.tunnel_world import World, impatient, route_to
 from tests.ssh_servers import SSHD, Sshd, free_port, make_key, public_of
 
 pytestmark = pytest.mark.skipif(SSHD is None, reason="openssh-server is not installed; `make test` installs it")
@@ -97,7 +97,7 @@ async def test_killed_server_and_back(world: World, sshd: Sshd, backend: Backend
 
 async def test_frozen_server_is_a_dead_path(world: World, sshd: Sshd, backend: BackendName) -> None:
     """Silence on a connection that answered keepalives is its end: after three of them, here three seconds."""
-    tunnel = Tunnel("chat/r1", route_to(sshd, backend), f"127.0.0.1:{await world.listen(b'one')}")
+    tunnel = Tunnel("chat/r1", impatient(route_to(sshd, backend)), f"127.0.0.1:{await world.listen(b'one')}")
     world.request(tunnel)
     await world.until(tunnel, PathState.UP)
     sshd.freeze()
@@ -205,7 +205,7 @@ async def test_frozen_jump_is_a_dead_path(world: World, sshd: Sshd, backend: Bac
     gate.start()
     try:
         servers = (route_to(gate, backend).target, route_to(sshd, backend).target)
-        tunnel = Tunnel("chat/r1", replace(route_to(sshd, backend), servers=servers), "127.0.0.1:1")
+        tunnel = Tunnel("chat/r1", replace(impatient(route_to(sshd, backend)), servers=servers), "127.0.0.1:1")
         world.request(tunnel)
         await world.until(tunnel, PathState.UP)
         gate.freeze()
@@ -317,10 +317,9 @@ async def test_key_from_an_agent(world: World, sshd: Sshd, backend: BackendName,
     try:
         while not socket.exists():
             await asyncio.sleep(0.02)
-        add = await asyncio.create_subprocess_exec(
-            "ssh-add", "-q", str(sshd.user_key), env={**os.environ, "SSH_AUTH_SOCK": str(socket)}
-        )
-        assert await add.wait() == 0
+        add = ("ssh-add", "-q", str(sshd.user_key)), {**os.environ, "SSH_AUTH_SOCK": str(socket)}
+        while await (await asyncio.create_subprocess_exec(*add[0], env=add[1])).wait() != 0:
+            assert agent.returncode is None  # Its socket is there before it listens.
         with_agent = Tunnel("chat/r1", route_to(sshd, backend, key_file=None, agent=str(socket)), "127.0.0.1:1")
         world.request(with_agent)
         await world.until(with_agent, PathState.UP)
