@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -33,11 +34,16 @@ MIB = 1024 * 1024
 MOST_S = 0.05
 
 
-def cost_of(work: Callable[[], object]) -> float:
-    """CPU seconds of this thread."""
-    began = time.thread_time()
-    work()
-    return time.thread_time() - began
+def least_cost_of(work: Callable[[], object]) -> float:
+    """CPU seconds of this thread, the least of ten times: collected garbage, and a neighbour of the CPU, only add."""
+    least_s = math.inf
+    for _ in range(10):
+        began = time.thread_time()
+        work()
+        least_s = min(least_s, time.thread_time() - began)
+        if least_s < MOST_S:
+            break
+    return least_s
 
 
 def memory_of(work: Callable[[], object]) -> float:
@@ -71,7 +77,7 @@ DOCUMENTS = {
 def test_no_json_of_4_mib_costs_50_ms_or_32_mb(name: str) -> None:
     """4 MiB is what an engine may answer."""
     answer = HttpAnswer(200, DOCUMENTS[name])
-    assert min(cost_of(lambda: document(answer)) for _ in range(2)) < MOST_S
+    assert least_cost_of(lambda: document(answer)) < MOST_S
     assert memory_of(lambda: document(answer)) < 24
 
 
@@ -100,7 +106,7 @@ def test_no_message_costs_50_ms_or_32_mb(services: int) -> None:
     """A service without a name takes two bytes."""
     wire = prefixed(0x32, b"\x0a\0" * services)
     response = grpc_pb2.ServerReflectionResponse
-    assert min(cost_of(lambda: decode(response, wire)) for _ in range(2)) < MOST_S
+    assert least_cost_of(lambda: decode(response, wire)) < MOST_S
     assert memory_of(lambda: decode(response, wire)) < 24
     assert decode(response, wire).code == ("OK" if services < 10_000 else "RESOURCE_EXHAUSTED")
 
@@ -129,7 +135,7 @@ def test_a_name_given_twice_is_found_in_linear_time() -> None:
         with pytest.raises(ValueError, match="'7999' is given twice"):
             _once(pairs)
 
-    assert cost_of(read) < MOST_S
+    assert least_cost_of(read) < MOST_S
 
 
 # --- routers ----------------------------------------------------------------------------------------------------
@@ -202,7 +208,7 @@ def test_the_longest_list_of_workers_that_is_read_costs_less_than_50_ms() -> Non
     row = json.dumps(worker(1, labels={f"label_{number}": "x" * 20 for number in range(30)})).encode() + b","
     raw = b'{"workers": [' + row * (MOST_ANSWER_BYTES // len(row)) + row[:-1] + b"]}"
     assert len(raw) >= MOST_ANSWER_BYTES
-    assert min(cost_of(lambda: as_object(raw, "GET /workers")) for _ in range(5)) < MOST_S
+    assert least_cost_of(lambda: as_object(raw, "GET /workers")) < MOST_S
 
 
 async def test_an_endless_list_of_workers_is_not_read() -> None:

@@ -29,6 +29,8 @@ MOST_CALLBACK_S = 0.05
 """CPU time of one callback: nobody else has his turn for so long."""
 MOST_GROWTH_MB = 32
 """Resident memory at its highest in a trial, over what it was before it."""
+_TRIES = 3
+"""A callback that took too long is played again: garbage that is collected, and a neighbour of the CPU, only add."""
 _TRIAL_S = 30.0
 """A trial that takes longer hangs. Wall-clock, and far beyond what any takes."""
 
@@ -151,12 +153,12 @@ async def _play(
             place.mkdir()
             trials[edge.name] = await stack.enter_async_context(edge.open(place))
         for name, trial in trials.items():  # What is done once, such as compiling patterns, is done by now.
-            await _try(name, trial, random.Random(f"{seed}/{name}/warm-up"), meter, Report())
+            await _try(name, trial, f"{seed}/{name}/warm-up", meter, Report())
         end = time.monotonic() + seconds
         number = only or 0
         while time.monotonic() < end:
             for name, trial in trials.items():
-                await _try(f"{name} {number}", trial, random.Random(f"{seed}/{name}/{number}"), meter, report)
+                await _try(f"{name} {number}", trial, f"{seed}/{name}/{number}", meter, report)
                 report.faults += [f"{name} {number}: {fault}" for fault in loose]
                 loose.clear()
             number += 1
@@ -164,19 +166,22 @@ async def _play(
                 return
 
 
-async def _try(name: str, trial: Trial, source: random.Random, meter: _CallbackMeter, report: Report) -> None:
-    Path("/proc/self/clear_refs").write_text("5")  # The highest is counted anew.
-    before_mb = _status_mb("VmRSS")
-    meter.restart()
+async def _try(name: str, trial: Trial, seed: str, meter: _CallbackMeter, report: Report) -> None:
     report.trials += 1
-    outcome = "failed"
-    try:
-        async with asyncio.timeout(_TRIAL_S):
-            outcome = await trial(source)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the next trial is played
-        report.faults.append(f"{name}: {''.join(traceback.format_exception(error))}")
-    await asyncio.sleep(0)  # The callback that this runs in counts as well.
-    growth_mb = _status_mb("VmHWM") - before_mb
+    for _ in range(_TRIES):
+        Path("/proc/self/clear_refs").write_text("5")  # The highest is counted anew.
+        before_mb = _status_mb("VmRSS")
+        meter.restart()
+        outcome = "failed"
+        try:
+            async with asyncio.timeout(_TRIAL_S):
+                outcome = await trial(random.Random(seed))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next trial is played
+            report.faults.append(f"{name}: {''.join(traceback.format_exception(error))}")
+        await asyncio.sleep(0)  # The callback that this runs in counts as well.
+        growth_mb = _status_mb("VmHWM") - before_mb
+        if meter.longest_s <= MOST_CALLBACK_S:
+            break
     report.outcomes[f"{name.split()[0]}: {outcome}"] += 1
     if meter.longest_s > report.worst_callback_s:
         report.worst_callback_s, report.worst_callback_of = meter.longest_s, f"{name} ({outcome}): {meter.longest}"

@@ -254,7 +254,19 @@ FLOODS: dict[str, tuple[Any, ...]] = {
 
 @pytest.mark.parametrize("name", FLOODS)
 def test_every_flood_ends_at_a_bound_and_costs_little(name: str) -> None:
-    """Little: for each piece that the event loop waits for, and all together. CPU time, so that others do not count."""
+    """Little: for each piece that the event loop waits for, and all together. CPU time, so that others do not count.
+
+    The least of five times: garbage that is collected, and a neighbour of the CPU, only add.
+    """
+    for _ in range(5):
+        costs = costs_of_flood(name)
+        if max(costs) < 0.05 and sum(costs) < 0.5:
+            return
+    pytest.fail(f"at most {max(costs)} s in one go, {sum(costs)} s together")
+
+
+def costs_of_flood(name: str) -> list[float]:
+    """CPU seconds for each piece."""
     bound, *flood = FLOODS[name]
     calls, (stream,) = asked()
     costs: list[float] = []
@@ -273,9 +285,8 @@ def test_every_flood_ends_at_a_bound_and_costs_little(name: str) -> None:
     assert broken is not None
     assert bound in str(broken.silence)
     assert received <= MOST_BYTES + 16384
-    assert max(costs) < 0.05
-    assert sum(costs) < 0.5
     assert calls.reply(stream) is None
+    return costs
 
 
 def test_the_bounds_leave_room_for_an_identification() -> None:
