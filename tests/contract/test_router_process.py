@@ -41,7 +41,7 @@ class LateThreads(ThreadPoolExecutor):
                 return fn(*args, **kwargs)
             result = fn(*args, **kwargs)
             self.done.set()
-            assert self.may_say.wait(10)
+            assert self.may_say.wait(60)
             return result
 
         return super().submit(do)

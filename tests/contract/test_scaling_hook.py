@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,11 +33,15 @@ async def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
             await asyncio.sleep(0.01)
 
 
-def script(tmp_path: Path, text: str) -> HookSettings:
+def script(tmp_path: Path, text: str, *, timeout_s: float = 60.0) -> HookSettings:
     path = tmp_path / "hook"
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
-    return HookSettings(command=(str(path),), timeout_s=1.0)
+    return HookSettings(command=(str(path),), timeout_s=timeout_s)
+
+
+def has_line(path: Path) -> bool:
+    return path.exists() and path.read_text().endswith("\n")
 
 
 async def test_a_command_gets_json_and_environment(tmp_path: Path) -> None:
@@ -73,11 +76,10 @@ async def test_what_a_command_leaves_in_the_background_is_its_own_affair(tmp_pat
 
 async def test_a_command_that_does_not_end_is_ended_with_all_it_started(tmp_path: Path) -> None:
     """Nothing is left running."""
-    settings = script(tmp_path, f"sleep 600 & echo $! > {tmp_path}/child; wait")
-    began = time.monotonic()
-    with pytest.raises(HookFailedError, match="no end within 1 s"):
-        await call(settings, notice(1))
-    assert time.monotonic() - began < 8
+    settings = script(tmp_path, f"sleep 600 & echo $! > {tmp_path}/child; wait", timeout_s=1.0)
+    while not has_line(tmp_path / "child"):  # A busy machine may not even have begun it.
+        with pytest.raises(HookFailedError, match="no end within 1 s"):
+            await call(settings, notice(1))
     child = int((tmp_path / "child").read_text())
     await until(lambda: not Path(f"/proc/{child}").exists() or " Z " in Path(f"/proc/{child}/stat").read_text())
 
@@ -99,16 +101,16 @@ async def test_the_newest_counts(tmp_path: Path) -> None:
     """What came while one ran is told once, in its latest form, and never two at a time."""
     settings = script(
         tmp_path,
-        f"cd {tmp_path}; mkdir lock || echo two >> told\nsleep 0.3\n"
+        f"cd {tmp_path}; mkdir lock || echo two >> told\nuntil [ -e go ]; do sleep 0.02; done\n"
         'echo "$GATEWAY_SIDECAR_DESIRED" >> told; rmdir lock',
     )
     hook, metrics = make_hook(settings)
     hook.tell(notice(1))
     await until(lambda: (tmp_path / "lock").exists())
     for desired in (2, 3, 4, 5):
-        began = time.monotonic()
         hook.tell(notice(desired))
-        assert time.monotonic() - began < 0.1, "nobody waits for the hook"
+    assert runs(metrics, "done") + runs(metrics, "failed") == 0, "nobody waits for the hook"
+    (tmp_path / "go").touch()
     await until(lambda: runs(metrics, "done") == 2)
     assert (tmp_path / "told").read_text().split() == ["1", "5"]
     await hook.close()
@@ -146,7 +148,7 @@ async def test_a_webhook() -> None:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     port = runner.addresses[0][1]
-    settings = HookSettings(webhook=f"http://127.0.0.1:{port}/scale?token=s3cret", timeout_s=0.5)
+    settings = HookSettings(webhook=f"http://127.0.0.1:{port}/scale?token=s3cret", timeout_s=60)
     for status in (503, 302, 404):
         with pytest.raises(HookFailedError, match=rf"http://127.0.0.1:{port} answered {status}") as caught:
             await call(settings, notice(4))
@@ -156,7 +158,7 @@ async def test_a_webhook() -> None:
     assert got == [notice(4).content()] * 4
     status = 0
     with pytest.raises(HookFailedError, match="no end within"):
-        await call(settings, notice(4))
+        await call(settings.model_copy(update={"timeout_s": 0.5}), notice(4))
     await runner.cleanup()
     with pytest.raises(HookFailedError, match=r"Cannot connect|refused") as caught:
         await call(settings, notice(4))
@@ -167,7 +169,7 @@ async def test_closing_ends_a_command_that_runs(tmp_path: Path) -> None:
     """The daemon's end is not held up."""
     hook, _ = make_hook(script(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 600"))
     hook.tell(notice(1))
-    await until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n"))
+    await until(lambda: has_line(tmp_path / "pid"))
     pid = int((tmp_path / "pid").read_text())
     await hook.close()
     with pytest.raises(ProcessLookupError):
