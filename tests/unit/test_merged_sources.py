@@ -13,6 +13,7 @@ from gateway_sidecar.domain.model import ReplicaId, SocketIdentity
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
 from gateway_sidecar.sources import listing as sources
 from gateway_sidecar.sources.listing import Listing, MergedSources, Sighting
+from tests.unit.fake_time import in_fake_time
 
 
 class Fixed:
@@ -143,6 +144,7 @@ class Slow(Fixed):
         return self.listing
 
 
+@in_fake_time
 async def test_a_source_that_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said which one is not seen; when it answers it is looked at again at once."""
     monkeypatch.setattr(sources, "_PATIENCE_S", 0.05)
@@ -161,6 +163,7 @@ async def test_a_source_that_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyP
     assert owners(await both.look()) == {"a": "slow", "b": "quick", "c": "quick"}
 
 
+@in_fake_time
 async def test_a_slow_source_keeps_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not blind for being slow, and comes late with its news; what it says as before is no news."""
     monkeypatch.setattr(sources, "_PATIENCE_S", 0.05)
@@ -190,6 +193,7 @@ async def test_a_slow_source_keeps_what_it_said(monkeypatch: pytest.MonkeyPatch)
     assert owners(await both.look()) == {"d": "slow", "b": "quick"}
 
 
+@in_fake_time
 async def test_a_source_that_hangs_for_long_is_blind(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it owned stays, and is nobody else's."""
     monkeypatch.setattr(sources, "_PATIENCE_S", 0.05)

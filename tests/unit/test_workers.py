@@ -235,6 +235,7 @@ async def test_a_stall_of_ours_is_not_the_routers_silence() -> None:
             await running.until(lambda: running.killed == 1)
 
 
+@in_fake_time
 async def test_what_a_router_did_not_answer_across_a_stall_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it failed before. Its first failure is none yet; one that nothing of ours excuses counts."""
     now, stalls = 1000.0, 0
