@@ -38,17 +38,18 @@ def test_an_answer_that_came_during_a_stall_is_heard(pair: Pair) -> None:
             theirs.send(b"x")
             time.sleep(1.2)  # noqa: ASYNC251 - the stall
             assert await asking == b"x"
-            assert awake.stalls() == before + 1
+            assert awake.stalls() > before
 
     uvloop.run(ask())
 
 
-def test_an_answer_that_comes_a_moment_after_a_stall_is_heard(pair: Pair) -> None:
+def test_an_answer_that_comes_a_moment_after_a_stall_is_heard(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who was stopped with us has to wake up first."""
+    monkeypatch.setattr(awake, "_MOMENT_S", 60.0)  # A busy machine makes what follows the stall as long as that.
 
     async def ask() -> None:
         ours, theirs = pair
-        with awake.watched():
+        with awake.using(awake.Clock()), awake.watched():
             await asyncio.sleep(0.2)
             asking = asyncio.create_task(_received(ours, within_s=0.3))
             await asyncio.sleep(0)

@@ -107,7 +107,7 @@ def test_the_daemon_runs_without_the_repository(installed: Path, tmp_path: Path)
             time.sleep(0.2)
         assert "router none" in status.stdout, status
     finally:
-        stopped = command(installed, "stop", "--all", "--timeout", "5", *option)
+        stopped = command(installed, "stop", "--all", "--timeout", "60", *option)
         daemon.kill()
         daemon.wait()
     assert stopped.returncode == 0, stopped

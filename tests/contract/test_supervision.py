@@ -87,11 +87,11 @@ async def test_members_of_a_dead_leaders_session_are_found(tmp_path: Path) -> No
 
 
 async def test_what_cannot_be_started_is_named(tmp_path: Path) -> None:
-    """The reason is in the error, and no descriptor is left open."""
+    """The reason is in the error, and no descriptor is left open. What other tests left may be closed meanwhile."""
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(ProcessError, match="cannot start /nowhere/smg: No such file"):
         await spawn(ChildLog(tmp_path / "log"), "/nowhere/smg")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 async def test_a_child_learns_nothing_that_systemd_told_us_alone(
