@@ -171,7 +171,7 @@ async def test_no_handshake_meets_two_pairs(make_gateway: MakeGateway) -> None:
             turns += 1
 
     taking_turns = asyncio.create_task(asyncio.to_thread(take_turns))
-    found = []
+    found: list[int] = []
     try:
         while min(len(found), turns) < many:
             assert not taking_turns.done()
