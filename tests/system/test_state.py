@@ -336,8 +336,7 @@ async def test_engine_that_died_with_the_daemon_and_its_records(gateway: Gateway
     dying = await engine(gateway.socket("r1"))
     await engine(gateway.socket("r2"))
     before = await gateway.until_states({"r1": "serving", "r2": "serving"})
-    await gateway.kill()
-    take_away(gateway.directory / "state")
+    await kill_and_take_state_away(gateway)
     await dying.kill()
     await gateway.start()
     await gateway.until_workers(lambda workers: [w["status"] for w in workers] == ["ready"])
@@ -347,6 +346,20 @@ async def test_engine_that_died_with_the_daemon_and_its_records(gateway: Gateway
     await gateway.until_states({"r1": "serving", "r2": "serving"})
 
 
+async def kill_and_take_state_away(gateway: Gateway) -> None:
+    """Once run_dir says which routers run: until then their output tells, which goes with state_dir."""
+    record, names = gateway.directory / "run" / "processes.json", [it["name"] for it in gateway.settings["services"]]
+
+    def is_written() -> bool:
+        routers = json.loads(record.read_text())["routers"]
+        return all(routers[name] and all(row["identity"] for row in routers[name]) for name in names)
+
+    while not record.exists() or not is_written():
+        await asyncio.sleep(0.01)
+    await gateway.kill()
+    take_away(gateway.directory / "state")
+
+
 async def test_log_directory_removed_while_no_daemon_ran(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """nginx refuses any new configuration without it: it is made again, and the new service is served."""
     gateway = make_gateway(services=("chat", "code"))
@@ -354,8 +367,7 @@ async def test_log_directory_removed_while_no_daemon_ran(make_gateway: MakeGatew
     gateway.settings["services"] = both[:1]
     await gateway.start()
     await engine(gateway.socket("r1", "code"))
-    await gateway.kill()
-    take_away(gateway.directory / "state")
+    await kill_and_take_state_away(gateway)
     gateway.settings["services"] = both
     await gateway.start()
     await gateway.until_states({"r1": "serving"}, service="code")
@@ -402,8 +414,7 @@ async def test_port_of_a_lost_lease_is_nobodys_while_it_is_in_use(gateway: Gatew
     assert (await reader.readline()).startswith(b"HTTP/1.1 200")
     gateway.socket("r1").unlink()
     await gateway.until_states({"r1": "draining"})
-    await gateway.kill()
-    take_away(gateway.directory / "state")
+    await kill_and_take_state_away(gateway)
     await gateway.start()
     await engine(gateway.socket("r2"))
     status = await gateway.until_states({"r2": "serving"})
@@ -418,8 +429,7 @@ async def test_drain_of_an_engine_that_nobody_remembers(gateway: Gateway, engine
     hung = await engine(gateway.socket("r1"))
     await engine(gateway.socket("r2"))
     await gateway.until_states({"r1": "serving", "r2": "serving"})
-    await gateway.kill()
-    take_away(gateway.directory / "state")
+    await kill_and_take_state_away(gateway)
     hung.behave(hang=True)
     await gateway.start()
     await gateway.until(lambda s: set(states_of(s)) == {"r1", "r2"})
