@@ -22,6 +22,8 @@ from tests.stopping import stop
 from tests.system.gateway import PortBlock
 
 _START_S = 60.0
+_PATIENCE = ("--dial-timeout=30s", "--command-timeout=50s")
+"""Of etcdctl: its own 2 s and 5 s are too short for a busy machine."""
 
 
 class Etcd:
@@ -119,7 +121,7 @@ class Etcd:
 
     def ctl(self, *arguments: str, stdin: str = "") -> str:
         """etcdctl, without TLS."""
-        command = [*self._before, "etcdctl", f"--endpoints={self.endpoint}", *arguments]
+        command = [*self._before, "etcdctl", f"--endpoints={self.endpoint}", *_PATIENCE, *arguments]
         done = subprocess.run(
             command,
             capture_output=True,

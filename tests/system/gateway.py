@@ -174,7 +174,7 @@ class Gateway:
         if self.process is not None and self.process.returncode is None:
             self.process.terminate()
             await self.process.wait()
-        self._kill_what_is_left()
+        await self._kill_what_is_left()
         if not keep_files:
             shutil.rmtree(self.directory)
         self._ports.release()
@@ -182,12 +182,16 @@ class Gateway:
     async def lose(self) -> None:
         """Daemon, nginx, routers and tunnels are killed."""
         await self.kill()
-        self._kill_what_is_left()
+        await self._kill_what_is_left()
 
-    def _kill_what_is_left(self) -> None:
+    async def _kill_what_is_left(self) -> None:
+        killed = []
         for pid in self.everything_else():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+        for pid in killed:  # On a busy machine one may yet write a file, or be found by the next daemon.
+            await until_gone(pid)
 
     def everything_else(self) -> Iterator[int]:
         """All processes of the gateway beside its daemon."""
@@ -209,7 +213,8 @@ class Gateway:
         """What the daemon has started for long: each nginx with its workers, each router."""
         for kind in ("peers", "keyed"):
             for pid_file in (self.directory / "run" / kind).glob("*/nginx.pid"):
-                yield from with_children(int(pid_file.read_text()))
+                with suppress(OSError, ValueError):  # It begins, or ends; its output tells which it is.
+                    yield from with_children(int(pid_file.read_text()))
         try:
             record = json.loads((self.directory / "run" / "processes.json").read_text())
         except (OSError, ValueError):

@@ -50,7 +50,7 @@ def on_machines(make: Callable[..., Gateway], count: int, router: Mapping[str, A
             for number, space in enumerate(hosts, 1):
                 lan.plug(space, f"192.0.2.{10 + number}/24")
                 of_etcd = {"endpoints": [etcd.endpoint], "timeout_s": 10.0}
-                settings = {"gateway": f"gw-{number}", "read_every_s": 1.0, "lease_s": 5, "etcd": of_etcd}
+                settings = {"gateway": f"gw-{number}", "read_every_s": 1.0, "lease_s": 60, "etcd": of_etcd}
                 gateway = make(store=settings)
                 gateway.namespace = space
                 service = {**gateway.service("chat"), "replicas": {}, "router": dict(router)}

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-_ABORT_S = 5.0
+_ABORT_S = 60.0  # A busy machine takes a while to write down where it hung.
 
 
 class Supervisor:

@@ -14,15 +14,18 @@ from examples.simulated import EngineKind, Role
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, service_of
 from tests.system.test_operation import metrics_of
-from tests.system.test_waiting import BODY, post
+from tests.system.test_waiting import BODY, broken_router, post, repair_router, use_own_router_script
 
 
 async def until_missing(gateway: Gateway, missing: str | None) -> None:
     await gateway.until(lambda status: service_of(status)["missing"] == missing)
 
 
-async def test_requests_wait_for_the_first_replica(gateway: Gateway, engine: StartEngine) -> None:
+async def test_requests_wait_for_the_first_replica(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """To zero and back: nobody gets an error, and `/v1/models` goes on naming what was served."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["hold"] = {"asleep_s": 120}
+    await gateway.start()
     here = await engine(gateway.socket("r1"))
     await gateway.until_states({"r1": "serving"})
     await until_missing(gateway, None)
@@ -102,21 +105,26 @@ async def test_who_only_asks_waits_for_a_router_and_for_no_replica(
 ) -> None:
     """A health check that came while the router was away is answered when it is back, replicas or none."""
     gateway = make_gateway()
-    gateway.settings["services"][0]["hold"] = {"asleep_s": 60}
+    gateway.settings["services"][0]["hold"] = {"timeout_s": 120, "asleep_s": 120}
+    use_own_router_script(gateway)
     await gateway.start()
     here = await engine(gateway.socket("r1"))
     await gateway.until_states({"r1": "serving"})
     await here.stop(grace_s=0)
     await until_missing(gateway, "replica")
+    broken_router(gateway)
     os.kill(service_of(await gateway.status())["router"]["pid"], signal.SIGKILL)
     await until_missing(gateway, "router")
 
     async def get(session: aiohttp.ClientSession, path: str) -> tuple[int, str]:
-        async with session.get(f"{gateway.url()}{path}", timeout=aiohttp.ClientTimeout(total=30)) as response:
+        async with session.get(f"{gateway.url()}{path}", timeout=aiohttp.ClientTimeout(total=60)) as response:
             return response.status, await response.text()
 
     async with aiohttp.ClientSession() as session:
-        (health, _), (models, text) = await asyncio.gather(get(session, "/health"), get(session, "/v1/models"))
+        asked = asyncio.gather(get(session, "/health"), get(session, "/v1/models"))
+        await gateway.until(lambda s: service_of(s)["waiting"] == 2)
+        repair_router(gateway)
+        (health, _), (models, text) = await asked
     assert (health, models) == (200, 200)
     assert '"asleep"' in text
     assert service_of(await gateway.status())["missing"] == "replica"

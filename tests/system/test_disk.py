@@ -17,7 +17,7 @@ import pytest
 from gateway_sidecar.supervision.process import boot_id, start_ticks
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
-from tests.system.gateway import Gateway, Status, replica_of, service_of, states_of, take_away
+from tests.system.gateway import Gateway, Status, replica_of, service_of, states_of, take_away, until_gone
 from tests.system.test_operation import metrics_of
 
 
@@ -322,9 +322,10 @@ async def test_after_a_reboot_everything_is_rebuilt_on_the_same_ports(gateway: G
     workers = [int(pid) for pid in Path(f"/proc/{nginx}/task/{nginx}/children").read_text().split()]
     for pid in (nginx, *workers, router):
         os.kill(pid, signal.SIGKILL)
+        await until_gone(pid)
     for one in engines.values():
         await one.stop()
-    innocent = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
+    innocent = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
     try:
         record = gateway.directory / "run" / "processes.json"
         earlier = record.read_text().replace(boot_id(), "an-earlier-boot")

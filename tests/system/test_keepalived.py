@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import aiohttp
 import pytest
 
+from examples.simulated import SimulatedEngine
 from tests.keepalived import PROGRAM, keepalived
 from tests.namespaces import Lan, Namespace, namespaces, why_not
 from tests.system.conftest import MakeGateway, StartEngine
@@ -39,13 +40,14 @@ async def test_the_shared_address_moves_to_another_gateway_while_one_leaves(
         switch, client, *hosts = stack.enter_context(namespaces(4))
         lan = Lan(switch)
         lan.plug(client, "192.0.2.1/24")
+        engines: list[SimulatedEngine] = []
         for number, (gateway, space) in enumerate(zip((one, other), hosts, strict=True), 11):
             gateway.namespace = space
             lan.plug(space, f"192.0.2.{number}/24")
             service = {**gateway.service("chat"), "listen": f"0.0.0.0:{port}", "router": {"type": "none"}}
             gateway.ports["chat"] = port
             gateway.configure(services=[service], leave={"quiet_s": 5.0, "balancer_s": 60.0, "timeout_s": 120.0})
-            await engine(gateway.socket("r1"))
+            engines.append(await engine(gateway.socket("r1")))
         await asyncio.gather(one.start(), other.start())
         for gateway in (one, other):
             await gateway.until_states({"r1": "serving"})
@@ -58,12 +60,20 @@ async def test_the_shared_address_moves_to_another_gateway_while_one_leaves(
                 url = f"http://{ADDRESS}:{port}/v1/chat/completions"
                 async with session.post(url, json=BODY) as answer:
                     assert answer.status == 200
+                engines[0].behave(hang=True)  # It serves for as long as this request is not answered.
+                served = asyncio.create_task(session.post(f"http://192.0.2.11:{port}/v1/chat/completions", json=BODY))
+                await engines[0].until(lambda seen: seen.calls["/v1/chat/completions"] == 2)
                 leaving = asyncio.create_task(one.cli("leave"))
                 await until_at(other.namespace)
                 assert one.namespace is not None
-                assert f"{ADDRESS}/24" not in one.namespace.addresses("eth0")
+                async with asyncio.timeout(60):
+                    while f"{ADDRESS}/24" in one.namespace.addresses("eth0"):
+                        await asyncio.sleep(0.05)
                 assert not leaving.done()
                 async with session.post(url, json=BODY) as answer:
+                    assert answer.status == 200
+                engines[0].behave(hang=False)
+                async with await served as answer:
                     assert answer.status == 200
                 assert (await leaving)[0] == 0
                 async with session.post(url, json=BODY) as answer:

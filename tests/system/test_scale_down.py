@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-import time
 from collections import Counter
 from typing import Any
 
@@ -39,30 +38,34 @@ async def test_streams_on_an_unlinked_replica_and_on_its_neighbours_finish(
     leaving = await engine(gateway.socket("r1"), token_interval_s=0.05)
     await gateway.until_states({"r1": "serving"})
     started = asyncio.Event()
-    stream = asyncio.create_task(stream_chat(gateway, 60, started))
+    stream = asyncio.create_task(stream_chat(gateway, 2000, started))
     await started.wait()
     await engine(gateway.socket("r2"))
     await gateway.until_states({"r1": "serving", "r2": "serving"})
     gateway.socket("r1").unlink()
     status = await gateway.until_state("r1", "draining")
     assert "r2" in await ask(gateway, "tiny", stream=False)
-    assert (await stream).split()[-1] == "59"
+    leaving.behave(token_interval_s=0.0)
+    assert (await stream).split()[-1] == "1999"
     status = await gateway.until_states({"r2": "serving"})
     assert leaving.ledger.aborted == 0
     assert status["bridge_ports"]["leased"] == 1
 
 
-async def test_dead_listener_is_out_within_about_a_second(gateway: Gateway, engine: StartEngine) -> None:
+async def test_dead_listener_is_out_long_before_it_is_asked_for_its_health(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
     """The socket file stays and nobody listens: out after refused connects."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["health"] = {"interval_s": 3600.0}
+    await gateway.start()
     for name, kind in (("h", EngineKind.SGLANG_HTTP), ("g", EngineKind.VLLM_GRPC), ("x", EngineKind.OPENAI_HTTP)):
         dying = await engine(gateway.socket(name), kind)
         await gateway.until_state(name, "serving")
         await dying.kill()
-        began = time.monotonic()
         status = await gateway.until_state(name, "unreachable")
         assert replica_of(status, name)["reason"] == "connection refused"
         await gateway.until_workers(none_ready)
-        assert time.monotonic() - began < 3
         gateway.socket(name).unlink()
         await gateway.until_states({})
 
@@ -79,8 +82,8 @@ async def test_hung_engine_is_out_after_the_evidence_and_back_when_it_answers(
     hanging.behave(hang=True)
     status = await gateway.until_states({"r1": "unreachable"})
     assert "no answer" in replica_of(status, "r1")["reason"]
-    [ejected] = gateway.events("replica.ejected")
-    assert ejected["failures"] == 3
+    # A busy machine may have been silent for as long before.
+    assert {ejected["failures"] for ejected in gateway.events("replica.ejected")} == {3}
     hanging.behave(hang=False)
     after = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
     assert after["bridge"] == before["bridge"], "an unchanged replica keeps its port"
@@ -311,7 +314,7 @@ async def test_last_of_its_protocol_leaves_without_a_second_of_503(gateway: Gate
     for leaving in ("g", "h"):
         outcomes: Counter[str] = Counter()
         out = asyncio.create_task(gateway.cli("drain", "chat", leaving))
-        while not out.done():
+        while not out.done() or outcomes.total() < 25:
             try:
                 outcomes[(await stream_chat(gateway, 2)).split()[0]] += 1
             except AssertionError as error:

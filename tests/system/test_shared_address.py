@@ -94,6 +94,7 @@ async def test_each_model_is_answered_by_its_service(make_gateway: MakeGateway, 
 async def test_requests_wait_for_the_model_that_they_name(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """One model has nobody: its requests wait, and the other's do not."""
     gateway = shared(make_gateway, {"tiny": "chat", "large": "code"})
+    gateway.settings["services"][1]["hold"] = {"asleep_s": 120}
     await serve(gateway, engine, chat="tiny")
     await gateway.until(lambda s: service_of(s, "code")["missing"] == "replica")
     waiting = [asyncio.create_task(ask(gateway, chat("large"))) for _ in range(5)]
@@ -465,7 +466,7 @@ async def test_routers_of_several_kinds_behind_keys(
         "auth": {"keys_file": str(file)},
         "limits": [{"per": "key", "rps": 100, "burst": 100, "concurrent": 10}],
     }
-    gateway.settings["services"][1] |= {"router": {"type": "none"}, "hold": {"asleep_s": 20}}
+    gateway.settings["services"][1] |= {"router": {"type": "none"}, "hold": {"asleep_s": 60}}
     gateway.settings["services"][1]["frontend"] = {"auth": {"keys_file": str(file)}}
     await gateway.start()
     tiny = await engine(gateway.socket("r1"))

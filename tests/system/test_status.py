@@ -42,18 +42,24 @@ async def test_the_file_on_disk_is_compared_by_what_it_means(gateway: Gateway) -
         status = await gateway.until(lambda it: it["daemon"]["configuration"]["on_disk"] == on_disk)
         return list(status["daemon"]["configuration"]["lines"])
 
+    def write(content: str) -> None:
+        """At once: the daemon may be about to read it."""
+        fresh = gateway.config_path.with_suffix(".new")
+        fresh.write_text(content)
+        fresh.replace(gateway.config_path)
+
     text = gateway.config_path.read_text()
     await until("in force")
-    gateway.config_path.write_text(text.replace("level: debug", "level: error"))
+    write(text.replace("level: debug", "level: error"))
     assert await until("differs") == ["log"]
-    gateway.config_path.write_text(f"# nothing new\n{text}")
+    write(f"# nothing new\n{text}")
     assert await until("in force") == []
-    gateway.config_path.write_text(text.replace("level: debug", "level: loud"))
+    write(text.replace("level: debug", "level: loud"))
     (problem,) = await until("invalid")
     assert "gateway-sidecar.yaml:" in problem
     gateway.config_path.unlink()
     await until("unreadable")
-    gateway.config_path.write_text(text.replace("level: debug", "level: error"))
+    write(text.replace("level: debug", "level: error"))
     await until("differs")
     assert (await gateway.cli("reload"))[0] == 0
     status = await gateway.status()

@@ -36,6 +36,14 @@ async def put(gateway: Gateway, replica: str, socket: Path, **query: str) -> tup
         return answer.status, await answer.json()
 
 
+async def put_serving(gateway: Gateway, replica: str, socket: Path) -> None:
+    """Again after each 503, by which nothing was changed: a busy machine's store may need more than `SOON_AWAY_S`."""
+    async with asyncio.timeout(_LATE_S):
+        while (status := (await put(gateway, replica, socket, wait="serving"))[0]) == 503:
+            await asyncio.sleep(0.1)
+    assert status in (200, 201)
+
+
 async def delete(gateway: Gateway, replica: str, **query: str) -> tuple[int, dict[str, Any]]:
     async with gateway.session.delete(f"http://daemon/v1/services/chat/replicas/{replica}", params=query) as answer:
         return answer.status, await answer.json()
@@ -105,7 +113,7 @@ async def test_a_replica_put_at_one_gateway_serves_at_all(start: Start, shared_e
     await until_serving(b, "r2")
     await until_serving(a, "r2")
     assert (await delete(b, "r9"))[0] == 404
-    assert [it["name"] for it in (await a.status())["store"]["others"]] == ["b"]
+    await a.until(lambda s: [it["name"] for it in s["store"]["others"]] == ["b"], within_s=_LATE_S)
     assert await ask(a) == await ask(b) == 200
 
 
@@ -157,7 +165,7 @@ async def test_a_frozen_store_is_one_that_is_away(start: Start, etcd: Etcd, engi
     """SIGSTOP: the watch says nothing at all, and the full read finds out. What lost its lease meanwhile serves on."""
     a = await start("a", etcd, timeout_s=SOON_AWAY_S)
     await engine(a.socket("r1"))
-    await put(a, "r1", a.socket("r1"), wait="serving")
+    await put_serving(a, "r1", a.socket("r1"))
     etcd.freeze()
     await until_store(a, "away")
     assert (await put(a, "r2", a.socket("r2")))[0] == 503
@@ -260,8 +268,7 @@ async def test_one_gateway_calls_the_hook_for_all_and_when_it_is_killed_the_othe
 
     async def load(gateway: Gateway, name: str) -> None:
         while True:
-            await ask(gateway, tokens=1)
-            await asyncio.sleep(1 / rates[name])
+            await asyncio.gather(ask(gateway, tokens=1), asyncio.sleep(1 / rates[name]))
 
     gateways = {name: await start(name, shared_etcd, scaling=scaling(name)) for name in rates}
     a, b = gateways.values()
@@ -299,14 +306,14 @@ async def test_one_gateway_calls_the_hook_for_all_and_when_it_is_killed_the_othe
     assert all(one != two for one, two in itertools.pairwise(numbers)), numbers
 
 
-async def test_a_lease_that_was_taken_away_is_taken_anew(start: Start, shared_etcd: Etcd, engine: StartEngine) -> None:
+async def test_a_lease_that_was_taken_away_is_taken_anew(start: Start, etcd: Etcd, engine: StartEngine) -> None:
     """A lost lease never stops serving."""
-    a, b = await start("a", shared_etcd), await start("b", shared_etcd)
+    a, b = await start("a", etcd), await start("b", etcd)
     await engine(a.socket("r1"))
     await put(a, "r1", a.socket("r1"), wait="serving")
     await a.until(lambda s: [it["name"] for it in s["store"]["others"]] == ["b"], within_s=_LATE_S)
-    for lease in shared_etcd.ctl("lease", "list").split()[3:]:
-        shared_etcd.ctl("lease", "revoke", lease)
+    for lease in etcd.ctl("lease", "list").split()[3:]:
+        etcd.ctl("lease", "revoke", lease)
     await b.until_logged("store.lease_lost", within_s=_LATE_S)
     await a.until(lambda s: [it["name"] for it in s["store"]["others"]] == ["b"], within_s=_LATE_S)
     await stays_as_it_is(a, seconds=0.5)
@@ -356,7 +363,7 @@ async def test_replicas_of_a_gateway_that_worked_alone_are_moved_to_the_store(
 
 async def test_check_says_whether_the_store_can_be_read(make_gateway: MakeGateway, etcd: Etcd) -> None:
     """Before a daemon needs it, and changing nothing there."""
-    gateway = make_gateway(store={"etcd": {"endpoints": [etcd.endpoint], "timeout_s": 5.0}})
+    gateway = make_gateway(store={"etcd": {"endpoints": [etcd.endpoint], "timeout_s": 20.0}})
     gateway.configure()
     _, out, _ = await gateway.cli("check")
     assert f"store: etcd {etcd.endpoint} /gateway-sidecar/ can be read, and has 0 keys at revision 1" in out
@@ -504,7 +511,7 @@ async def drain(gateway: Gateway, timeout_s: float) -> tuple[int, dict[str, Any]
 
 async def test_a_drain_means_the_whole_fleet(start: Start, etcd: Etcd, engine: StartEngine) -> None:
     """Safe to stop is what every living gateway says; a frozen one is named, and counts after its lease and a grace."""
-    a, b = [await start(name, etcd, timeout_s=SOON_AWAY_S) for name in "ab"]
+    a, b = await start("a", etcd), await start("b", etcd)
     busy = await engine(a.socket("r1"), token_interval_s=0.2)
     await put(a, "r1", a.socket("r1"), wait="serving")
     await until_serving(b, "r1")
@@ -540,9 +547,9 @@ async def test_a_drain_means_the_whole_fleet(start: Start, etcd: Etcd, engine: S
 
     assert b.process is not None
     stop(b.process.pid)
-    status, answer = await drain(a, 2.0)
+    status, answer = await drain(a, 1.0)
     assert status == 504
-    assert "b: it has not answered for" in answer["reason"]
+    assert "b: it has not answered for" in answer["reason"] or "b: its lease ended" in answer["reason"]
     code, _, err = await a.cli("drain", "chat", "r1", "--timeout", "0.5")
     assert code == 1
     assert "r1 is not safe to stop after" in err
@@ -553,12 +560,12 @@ async def test_a_drain_means_the_whole_fleet(start: Start, etcd: Etcd, engine: S
     b.process.send_signal(signal.SIGCONT)
     await b.until_states({"r1": "draining"}, within_s=_LATE_S)
 
-    etcd.freeze()
+    etcd.kill()
     await until_store(a, "away")
     status, answer = await drain(a, 10.0)
     assert (status, answer["drained"]) == (504, False)
     assert "the other gateways could not be asked" in answer["reason"]
-    etcd.thaw()
+    etcd.start()
     for gateway in (a, b):
         await until_store(gateway, "up")
     await a.until(lambda s: [it["name"] for it in s["store"]["others"]] == ["b"], within_s=_LATE_S)
@@ -607,6 +614,7 @@ async def test_a_key_of_the_store_lets_in_at_every_gateway_until_it_is_revoked_a
     secret = await key(a, "add", "alice", "--plan", "team", "--requests-per-minute", "1000")
     for gateway in (a, b):
         await until_answered(gateway, secret, 200)
+        await gateway.until(lambda s: len(s["store"]["others"]) == 1, within_s=_LATE_S)
     assert secret not in etcd.ctl("get", "--prefix", "")
     code, out, err = await b.cli("key", "list", "--store", "--json")
     assert (code, "shared out over 2 gateways" in err) == (0, True), err

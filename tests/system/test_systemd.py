@@ -34,6 +34,7 @@ CONFIG = {
             "name": "chat",
             "listen": "127.0.0.1:30000",
             "replicas": {"sockets": "/run/replicas/chat/{replica}.sock"},
+            "hold": {"asleep_s": 120},
         }
     ],
 }

@@ -235,7 +235,7 @@ async def test_the_key_of_the_bridges_reaches_no_engine_and_no_client_can_forge_
 
 _GRPC = """
 import socket, sys
-s = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10)
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=60)
 try:
     s.sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + bytes(3) + bytes([4, 0, 0, 0, 0, 0]))
     print(len(s.recv(9)))
@@ -263,7 +263,7 @@ async def test_a_daemon_with_a_user_of_its_own_has_bridges_for_nobody_else(
 
 _HTTP = """
 import http.client, sys
-asked = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=10)
+asked = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=60)
 asked.request("POST", "/v1/chat/completions", "{}")
 print(asked.getresponse().status)
 """

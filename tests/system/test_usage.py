@@ -101,6 +101,7 @@ async def test_tokens_are_those_that_the_engine_counts(
     bodies = [BODY, {**BODY, "stream": True}, {**BODY, **ASKS}, {**BODY, "max_tokens": 9, "stream": True}]
     for status, _ in await asyncio.gather(*(post(gateway, body) for body in bodies * 8)):
         assert status == 200
+    one.behave(token_interval_s=0.1)  # No stream ends before its client is known to have left.
     await asyncio.gather(*(leave(gateway, BODY) for _ in range(6)))
     await one.until(lambda seen: seen.completed == 32 and seen.aborted == 6, within_s=_LONGEST_S)
     (row,) = await until_requests(gateway, 38)

@@ -20,7 +20,10 @@ from tests.system.gateway import Gateway, Status, replica_of, service_of, states
 from tests.system.supervisor import Supervisor
 from tests.system.test_replacement import Load
 
-WATCHDOG_S = 2.0
+WATCHDOG_S = 5.0
+"""The daemon pings once a second (`control/process/watchdog.py`): a busy machine may hold it up for some."""
+_LOOPS_S = 13
+"""Longer than a loop may be stuck."""
 
 
 def supervised(gateway: Gateway, wedge: str) -> Supervisor:
@@ -47,7 +50,7 @@ async def test_wedged_daemon_is_started_again_and_nothing_is_lost(
             await engine(gateway.socket(name), kind, token_interval_s=0.05)
         wanted = dict.fromkeys(names, "serving")
         before = await gateway.until_states(wanted)
-        await supervisor.until(lambda: len(supervisor.pings) > 3)
+        await supervisor.until(lambda: len(supervisor.pings) > 1)
         load, started = Load(gateway, clients=4), asyncio.Event()
         stream = asyncio.create_task(stream_chat(gateway, 400, started))
         await started.wait()
@@ -86,7 +89,7 @@ async def test_a_look_that_hangs_is_its_sources_fault_alone(make_gateway: MakeGa
         (gateway.directory / "inventory.yaml").write_text(f"r2: {{socket: {elsewhere}}}\n")
         await gateway.until_states({"r1": "serving", "r2": "serving"})
         blind_at = len(supervisor.pings)
-        await supervisor.until(lambda: len(supervisor.pings) > blind_at + 13 / WATCHDOG_S * 2)
+        await supervisor.until(lambda: len(supervisor.pings) > blind_at + _LOOPS_S)
         assert [row["reason"] for row in gateway.events("source.blind")] == ["sockets: it does not answer"]
         assert gateway.events("daemon.wedged") == []
         assert supervisor.starts == 1
@@ -106,7 +109,7 @@ async def test_notes_that_hang_hold_up_their_replica_alone(make_gateway: MakeGat
         await gateway.until(lambda s: "does not answer" in (replica_of(s, "hung")["reason"] or ""))
         await gone.stop()
         await gateway.until(lambda s: "r1" not in states_of(s))
-        await asyncio.sleep(13)  # Longer than a loop may be stuck.
+        await asyncio.sleep(_LOOPS_S)
         assert supervisor.starts == 1
         assert gateway.events("daemon.wedged") == []
         gateway.socket("hung").with_suffix(".well").touch()
@@ -154,7 +157,7 @@ async def test_router_that_is_slow_to_answer_is_no_stuck_daemon(make_gateway: Ma
         stop(old)
         await gateway.until(
             lambda s: service_of(s)["router"]["pid"] not in (None, old) and states_of(s) == {"r1": "serving"},
-            within_s=60,
+            within_s=120,
         )
         assert gateway.events("daemon.wedged") == []
         assert supervisor.starts == 1
@@ -175,13 +178,13 @@ async def test_stopped_daemon_catches_up(make_gateway: MakeGateway, engine: Star
             await one.stop(unlink=True)
         await engine(gateway.socket("r4"))
         os.kill(service_of(status)["router"]["pid"], signal.SIGKILL)
-        await asyncio.sleep(13)  # Longer than a loop may be stuck.
+        await asyncio.sleep(_LOOPS_S)
     finally:
         gateway.process.send_signal(signal.SIGCONT)
     await gateway.until_states({"r3": "serving", "r4": "serving"})
     assert await ask(gateway, "tiny", stream=False)
-    (stalled,) = gateway.events("daemon.stalled")
-    assert stalled["for_s"] > 10
+    # A busy machine may have held it up for a while besides.
+    assert len([stalled for stalled in gateway.events("daemon.stalled") if stalled["for_s"] > 10]) == 1
     assert gateway.events("daemon.wedged") == []
 
 
