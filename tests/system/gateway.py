@@ -209,7 +209,8 @@ class Gateway:
         """What the daemon has started for long: each nginx with its workers, each router."""
         for kind in ("peers", "keyed"):
             for pid_file in (self.directory / "run" / kind).glob("*/nginx.pid"):
-                yield from with_children(int(pid_file.read_text()))
+                with suppress(OSError, ValueError):  # nginx begins or ends just then; its log tells of it, too.
+                    yield from with_children(int(pid_file.read_text()))
         try:
             record = json.loads((self.directory / "run" / "processes.json").read_text())
         except (OSError, ValueError):
