@@ -104,7 +104,7 @@ async def test_router_that_will_not_start_leaves_the_old_one(make_gateway: MakeG
     broken = gateway.directory / "smg"
     broken.write_text("#!/bin/sh\nexit 5\n")
     broken.chmod(0o755)
-    gateway.settings["services"][0]["router"] = {"command": str(broken)}
+    gateway.settings["services"][0]["router"] = {"command": str(broken), "start_timeout_s": 2}
     gateway.configure()
     for _ in range(2):  # What is not in force is not taken for the settings: the next reload says so again.
         code, out, err = await gateway.cli("reload")
@@ -374,7 +374,7 @@ async def test_router_of_another_program_is_replaced_or_kept(make_gateway: MakeG
     good = (Path(sys.executable).parent / "smg").read_text()
     program.write_text(good)
     program.chmod(0o755)
-    gateway.settings["services"][0]["router"] = {"command": str(program)}
+    gateway.settings["services"][0]["router"] = {"command": str(program), "start_timeout_s": 4}
     await gateway.start()
     await engine(gateway.socket("r1"))
     old = service_of(await gateway.until_states({"r1": "serving"}))["router"]["pid"]
