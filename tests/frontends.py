@@ -106,7 +106,7 @@ DRAWN: Mapping[type[Section], Callable[[Ground, str], Draws]] = {
         "keys_file": st.just(str(ground.keys(service))),
         "store": st.just(False),  # `true` is a keys_file of the daemon's, and needs a store.
         "url": st.sampled_from(("", "/auth")).map(lambda path: f"http://127.0.0.1:{ground.decider}{path}"),
-        "timeout_s": st.sampled_from((5.0, 59.5)),  # Long enough for a busy machine.
+        "timeout_s": st.sampled_from((20.5, 59.5)),  # Long enough for a busy machine; the default is not.
         "keep_s": st.sampled_from((0.0, 0.5, 3600.0)),
         "stale_s": st.sampled_from((0.0, 3601.0, 86400.0)),
         "pass_authorization": st.booleans(),
@@ -159,7 +159,7 @@ def _mapping(draw: DrawFn, model: type[Section], ground: Ground, service: str) -
     if model is TlsSettings:
         fixed = {"certificate", "key", "acme"}
     if model is AuthSettings:
-        fixed = {draw(st.sampled_from(("keys_file", "url")))}
+        fixed = {draw(st.sampled_from(("keys_file", "url"))), "timeout_s"}
         for other in {"keys_file", "url", *(("name_header",) if "url" in fixed else ("keep_s", "stale_s"))} - fixed:
             del said[other]
     left_out = draw(st.sets(st.sampled_from(sorted(said.keys() - fixed)), max_size=2)) if said.keys() - fixed else ()

@@ -148,10 +148,12 @@ async def _leave(request: web.Request) -> web.Response:
         await daemon.leaving.start(timeout_s)
     except LeaveError as error:
         raise Refused(503, error=str(error)) from error
+    daemon.leaving.note_reader()
     return web.json_response(view.leave(daemon), status=202)
 
 
 async def _leaving(request: web.Request) -> web.Response:
+    request.app[DAEMON].leaving.note_reader()
     return web.json_response(view.leave(request.app[DAEMON]))
 
 

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from tests.system.test_shared_address import ask, chat, shared
 from tests.users import SELF, User
 
 BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+PATIENT = {"timeout_s": 60.0}
+"""For a server that is asked: it is one with the test, which a busy machine may let stand still for seconds."""
 
 
 def guarded(gateway: Gateway, **more: Any) -> Path:
@@ -108,10 +110,10 @@ async def test_a_revoked_key_ends_at_once_and_its_streams_do_not(
     gateway = make_gateway()
     file = guarded(gateway)
     keep, gone = add_key(file, "keep"), add_key(file, "gone")
-    await serving(gateway, engine, token_interval_s=0.05)
+    here = await serving(gateway, engine, token_interval_s=0.1)
     nginx = (await gateway.status())["nginx"]["pid"]
     started = asyncio.Event()
-    stream = asyncio.create_task(stream_chat(gateway, 40, started, key=gone))
+    stream = asyncio.create_task(stream_chat(gateway, 1000, started, key=gone))
     await started.wait()
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.ports["chat"])
 
@@ -130,7 +132,8 @@ async def test_a_revoked_key_ends_at_once_and_its_streams_do_not(
     assert not stream.done(), "the stream goes on"
     assert await kept() == b"200", "the client's connection is kept"
     writer.close()
-    assert await stream
+    here.behave(token_interval_s=0.0)
+    assert (await stream).split()[-1] == "999"
     status = await gateway.status()
     assert status["nginx"]["reloads"] == 0
     assert status["nginx"]["pid"] == nginx
@@ -259,14 +262,10 @@ async def test_a_key_is_nowhere_to_be_seen(make_gateway: MakeGateway, engine: St
     async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{gateway.metrics_port}/metrics") as r:
         metrics = await r.text()
     texts = {"status": status, "metrics": metrics}
-    for path in gateway.directory.rglob("*"):
-        if path.is_file() and not path.is_symlink():
+    files = [path for path in gateway.directory.rglob("*") if path.is_file() and not path.is_symlink()]
+    for path in (*files, *Path("/proc").glob("[0-9]*/cmdline")):
+        with suppress(FileNotFoundError, ProcessLookupError):  # Replaced, or ended, just then.
             texts[str(path)] = path.read_text(errors="replace")
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            texts[str(process)] = process.read_text(errors="replace")
-        except OSError:
-            continue
     for secret in (key, "wrong-key-of-a-client"):
         assert [where for where, text in texts.items() if secret in text] == []
 
@@ -468,7 +467,8 @@ async def test_another_server_decides(make_gateway: MakeGateway, engine: StartEn
     """It is told what is asked for; 401 and 403 are passed on in OpenAI's form; anything else lets nobody in."""
     gateway = make_gateway()
     url = f"http://127.0.0.1:{judge.port}/auth"
-    gateway.settings["services"][0]["frontend"] = {"auth": {"url": url, "timeout_s": 0.5, "public_paths": ["/health"]}}
+    auth: dict[str, Any] = {"url": url, "public_paths": ["/health"], **PATIENT}
+    gateway.settings["services"][0]["frontend"] = {"auth": auth}
     here = await serving(gateway, engine)
     assert (await post(gateway, "k"))[0] == 200
     asked = judge.asked[-1]
@@ -483,6 +483,10 @@ async def test_another_server_decides(make_gateway: MakeGateway, engine: StartEn
         (None, 503, "auth_unavailable"),
     ):
         judge.verdict = verdict
+        if verdict is None:
+            auth["timeout_s"] = 0.5
+            gateway.configure()
+            assert (await gateway.cli("reload"))[0] == 0
         got, body, headers = await post(gateway, "k")
         assert (got, body["error"]["code"]) == (status, code)
         assert ("Retry-After" in headers) is (status == 503)
@@ -512,7 +516,7 @@ async def test_another_servers_word_counts_in_the_hold(
     """Who may come in waits and is answered; who may not does not wait."""
     gateway = make_gateway()
     url = f"http://127.0.0.1:{judge.port}/auth"
-    gateway.settings["services"][0]["frontend"] = {"auth": {"url": url}}
+    gateway.settings["services"][0]["frontend"] = {"auth": {"url": url, **PATIENT}}
     await gateway.start()
     await gateway.until(lambda s: service_of(s)["missing"] == "replica")
     judge.verdict = 401
@@ -531,7 +535,7 @@ async def test_another_servers_word_counts_in_the_hold_of_a_shared_address_too(
 ) -> None:
     """It is asked once about each request, and its question takes nothing away of what was found out before."""
     models = {"tiny": {"service": "chat", "model": "tiny"}, "large": "code"}
-    auth = {"auth": {"url": f"http://127.0.0.1:{judge.port}/auth"}, "access_log": "all"}
+    auth = {"auth": {"url": f"http://127.0.0.1:{judge.port}/auth", **PATIENT}, "access_log": "all"}
     gateway = shared(make_gateway, models, frontend=auth)
     gateway.settings["services"][0]["router"] = router
     await gateway.start()
@@ -588,7 +592,7 @@ async def deciding(
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     decider.port = int(runner.addresses[0][1])
-    auth = AuthSettings.model_validate({"url": f"http://127.0.0.1:{decider.port}/auth", **settings})
+    auth = AuthSettings.model_validate({"url": f"http://127.0.0.1:{decider.port}/auth", **PATIENT, **settings})
     frontend = FrontendSettings(auth=auth, trusted_proxies=("127.0.0.1",))
 
     async def router(_: web.Request) -> web.Response:
@@ -685,10 +689,11 @@ async def test_all_that_the_server_is_told_of_belongs_to_an_answer(tmp_path: Pat
 async def test_a_server_that_is_away_locks_out_nobody_whom_it_let_in(tmp_path: Path, away: str) -> None:
     """For `stale_s`: others stay out, and what it refused last does too; who was let in does not wait each time."""
     async with deciding(tmp_path, stale_s=3600, timeout_s=0.5) as (decider, ask, runner):
-        decider.keys = {"right", "revoked"}
-        assert [await ask(it) for it in ("right", "revoked", "wrong")] == [200, 200, 401]
+        decider.keys = {"right", "revoked"}  # It is away as well while the machine is busy, and asked again then.
+        for key, status in {"right": 200, "revoked": 200, "wrong": 401}.items():
+            await until_asked(decider, ask, key, status)
         decider.keys = {"right"}
-        assert await ask("revoked") == 401
+        await until_asked(decider, ask, "revoked", 401)
         if away == "gone":
             await runner.cleanup()
         decider.fails, decider.silent = (503, away == "silent")
@@ -711,12 +716,16 @@ async def test_a_server_that_is_away_locks_out_nobody_whom_it_let_in(tmp_path: P
 async def test_what_was_let_in_is_not_let_in_for_ever(tmp_path: Path) -> None:
     """After `stale_s` nobody comes in while the server is away; an answer that makes no sense is no yes before that."""
     async with deciding(tmp_path, keep_s=0.1, stale_s=2) as (decider, ask, _):
-        assert await ask() == 200
         began = time.monotonic()
-        decider.fails = 500
         assert await ask() == 200
+        decider.fails = 500
+        while await ask() != 200:  # On a busy machine the time may be over before anybody could ask.
+            assert time.monotonic() - began > 1.9
+            decider.fails, began = None, time.monotonic()
+            assert await ask() == 200
+            decider.fails = 500
         await until_asked(decider, ask, "right", 503)
-        assert 1.9 < time.monotonic() - began < 15
+        assert time.monotonic() - began > 1.9
         decider.fails = None
         assert await ask() == 200
         decider.fails = 404
@@ -741,7 +750,7 @@ async def test_no_credential_is_kept_in_the_clear(make_gateway: MakeGateway, eng
     """Neither in shared memory nor in a file. Over a reload answers stay; of another server there are none yet."""
     gateway = make_gateway()
     secret, path = "sk-in-the-clear-0123456789", f"http://127.0.0.1:{judge.port}/auth"
-    frontend: dict[str, Any] = {"auth": {"url": path, "keep_s": 3600}}
+    frontend: dict[str, Any] = {"auth": {"url": path, "keep_s": 3600, **PATIENT}}
     gateway.settings["services"][0]["frontend"] = frontend
     await serving(gateway, engine)
     for _ in range(3):
@@ -756,7 +765,8 @@ async def test_no_credential_is_kept_in_the_clear(make_gateway: MakeGateway, eng
     assert hashlib.sha256("\n".join(told).encode()).digest() in content, "the hash is there"
     for file in (gateway.directory / "run").rglob("*"):
         if file.is_file():
-            assert secret.encode() not in file.read_bytes()
+            with suppress(FileNotFoundError):  # Replaced just then.
+                assert secret.encode() not in file.read_bytes()
     frontend["max_body_mb"] = 1
     gateway.configure()
     assert (await gateway.cli("reload"))[0] == 0
@@ -773,7 +783,7 @@ async def test_answers_are_kept_at_an_address_of_many_models_too(
     make_gateway: MakeGateway, engine: StartEngine, judge: Judge
 ) -> None:
     gateway = make_gateway()
-    frontend = {"auth": {"url": f"http://127.0.0.1:{judge.port}/auth", "keep_s": 3600}}
+    frontend = {"auth": {"url": f"http://127.0.0.1:{judge.port}/auth", "keep_s": 3600, **PATIENT}}
     port = gateway.ports["api"] = min(gateway.ports.values()) + 8
     address = {"name": "api", "listen": f"127.0.0.1:{port}", "models": {"tiny": "chat"}, "frontend": frontend}
     gateway.settings["addresses"] = [address]

@@ -29,7 +29,7 @@ from gateway_sidecar.telemetry.metrics import Metrics
 from tests.smg import RULES
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import StartEngine
-from tests.system.gateway import Gateway, PortBlock, replica_of
+from tests.system.gateway import Gateway, PortBlock, replica_of, until_gone
 
 
 def give_key(gateway: Gateway, replica: str, key: str) -> None:
@@ -112,6 +112,7 @@ async def test_a_killed_daemon_leaves_what_shows_the_key(gateway: Gateway, engin
     assert keyed_pid(gateway) == pid
     assert gateway.events("worker.orphan") == []
     os.kill(pid, signal.SIGKILL)
+    await until_gone(pid)
     async with asyncio.timeout(60):
         while not await answers(gateway):
             await asyncio.sleep(0.05)

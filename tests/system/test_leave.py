@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -64,6 +65,9 @@ class Load:
     def __init__(self, url: str) -> None:
         self._url = url
         self.results: Counter[str] = Counter()
+        self._began = time.monotonic()
+        self.longest_pause_s = 0.0
+        """Between the beginnings of two requests."""
         self._tasks = [asyncio.create_task(self._client(number)) for number in range(6)]
 
     async def _client(self, number: int) -> None:
@@ -71,6 +75,8 @@ class Load:
         connector = aiohttp.TCPConnector(force_close=number % 2 == 0)
         async with aiohttp.ClientSession(connector=connector) as session:
             while True:
+                now = time.monotonic()
+                self._began, self.longest_pause_s = now, max(self.longest_pause_s, now - self._began)
                 body = {**BODY, "stream": number % 3 == 0, "max_tokens": 30 if number % 3 == 0 else 3}
                 try:
                     async with session.post(f"{self._url}/v1/chat/completions", json=body) as answer:
@@ -148,10 +154,10 @@ async def test_what_is_in_flight_ends_and_then_everything_stops(make_gateway: Ma
     started = asyncio.Event()
     chat = asyncio.create_task(stream_chat(gateway, 3000, started))
     await started.wait()
-    first = asyncio.create_task(gateway.cli("leave"))
-    await until_phase(gateway, "draining")
-    second = asyncio.create_task(gateway.cli("leave"))
     waits = "waits for 1 connection in flight"
+    followers = [await following(gateway) for _ in range(2)]
+    said_last = await asyncio.gather(*(until_printed(it, f"no new requests are taken; {waits}") for it in followers))
+    assert all("  draining: " in line for line in said_last)
     status = await gateway.until(lambda s: s["leave"] is not None and waits in s["leave"]["reason"])
     assert status["leave"]["connections"] == {f"127.0.0.1:{gateway.ports['chat']}": 1}
     assert not status["ready"]
@@ -164,10 +170,10 @@ async def test_what_is_in_flight_ends_and_then_everything_stops(make_gateway: Ma
     assert page["gateway_sidecar_service_ready", frozenset({("service", "chat")})] == 0
     busy.behave(token_interval_s=0.0)
     await chat
-    for code, out, err in await asyncio.gather(first, second):
-        assert (code, err) == (LEFT, ""), out + err
-        assert "draining: no new requests are taken; waits for 1 connection in flight" in out
-        assert out.splitlines()[-1].endswith("nothing was cut")
+    for follower in followers:
+        printed, complaints = await follower.communicate()
+        assert (follower.returncode, complaints) == (LEFT, b""), printed + complaints
+        assert printed.splitlines()[-1].endswith(b"nothing was cut")
     assert await has_ended(gateway) == BY_COMMAND
     assert list(gateway.left_running()) == []
     assert [gateway.events(f"leave.{it}") != [] for it in ("begun", "draining", "stopping", "cut")] == [True] * 3 + [
@@ -229,14 +235,20 @@ async def test_what_does_not_end_is_cut_in_time_and_said(make_gateway: MakeGatew
 
 
 async def following(gateway: Gateway) -> asyncio.subprocess.Process:
-    """The command, once it has an answer and so follows whatever becomes of the daemon."""
-    command = await asyncio.create_subprocess_exec(
+    """The command; a gateway that leaves already has it follow, too."""
+    return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway_sidecar", "leave", "--config", str(gateway.config_path),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
+
+
+async def until_printed(command: asyncio.subprocess.Process, words: str) -> str:
+    """The line of its output that says so. A command that has an answer follows whatever becomes of the daemon."""
     assert command.stdout is not None
-    assert b"waiting" in await command.stdout.readline()
-    return command
+    async with asyncio.timeout(60):
+        while words not in (line := (await command.stdout.readline()).decode()):
+            assert line, f"it ended, and did not say {words!r}"
+    return line
 
 
 @pytest.mark.timeout(300)
@@ -253,6 +265,7 @@ async def test_a_daemon_that_is_started_again_goes_on_leaving(
     chat = asyncio.create_task(stream_chat(gateway, 3000, started))
     await started.wait()
     follower = await following(gateway)
+    await until_printed(follower, "waiting")
     before = await until_phase(gateway, phase)
     record = Path(gateway.directory / "run" / "processes.json")
     async with asyncio.timeout(60):  # It is in force at once, and written down before it is answered.
@@ -267,10 +280,7 @@ async def test_a_daemon_that_is_started_again_goes_on_leaving(
                 await asyncio.sleep(0.02)
         assert await gateway.terminate() == 0
         assert await refuses(gateway)
-    assert follower.stdout is not None
-    async with asyncio.timeout(60):
-        while b"the daemon is away" not in await follower.stdout.readline():
-            pass
+    await until_printed(follower, "the daemon is away")
     await gateway.start(ready=False)
     after = await until_phase(gateway, phase)
     assert after["pid"] != before["pid"]
@@ -318,4 +328,5 @@ async def test_whoever_does_not_ask_whether_it_is_ready_is_refused_in_the_end(
     code, out, err = await gateway.cli("leave")
     await load.end()
     assert code in (LEFT, CUT), out + err
-    assert gateway.events("leave.draining")[0]["quiet"] is False
+    (draining,) = gateway.events("leave.draining")
+    assert not draining["quiet"] or load.longest_pause_s > 2.0  # On a busy machine nobody may have asked for a while.

@@ -371,7 +371,7 @@ async def test_replica_without_a_bridge_is_drained_at_once(make_gateway: MakeGat
     await gateway.until_states({"r1": "serving"})
     await engine(gateway.socket("r2"))
     await gateway.until(lambda s: any("no free bridge port" in (r["reason"] or "") for r in service_of(s)["replicas"]))
-    code, out, err = await gateway.cli("drain", "chat", "r2", "--timeout", "5")
+    code, out, err = await gateway.cli("drain", "chat", "r2", "--timeout", "60")
     assert code == 0, (out, err)
 
 

@@ -10,25 +10,21 @@ from pathlib import Path
 import aiohttp
 
 from examples.simulated import EngineKind
-from tests.system.clients import ask
+from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, service_of
 
 
 async def test_stream_is_not_buffered(gateway: Gateway, engine: StartEngine) -> None:
     """Each token is passed on when it comes."""
-    await engine(gateway.socket("r1"), token_interval_s=0.1)
+    here = await engine(gateway.socket("r1"), token_interval_s=3.0)
     await gateway.until_states({"r1": "serving"})
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 8, "stream": True}
-    loop = asyncio.get_running_loop()
-    times: list[float] = []
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(f"{gateway.url()}/v1/chat/completions", json=body) as response,
-    ):
-        times += [loop.time() async for line in response.content if line.startswith(b"data: {")]
-    assert len(times) >= 8
-    assert times[-1] - times[0] > 0.5, "the tokens came together"
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 8, started))
+    await started.wait()
+    assert here.ledger.in_flight == 1, "the tokens came together"
+    here.behave(token_interval_s=0.0)
+    assert (await stream).split()[-1] == "7"
 
 
 async def test_large_body_goes_through_whole(gateway: Gateway, engine: StartEngine) -> None:

@@ -22,6 +22,8 @@ from tests.system.test_acme import NAME, handshake, names_of, orders_of, problem
 pytestmark = [needs_pebble, pytest.mark.timeout(300)]
 
 _LATE_S = 90.0
+_LONG_LEASE_S = 30
+"""Where no gateway is to lose its order: a busy machine may keep it from the store for seconds."""
 _SECRET = "PRIVATE KEY"
 
 
@@ -111,7 +113,7 @@ async def test_a_certificate_is_ordered_once_and_a_gateway_that_did_not_order_an
     try:
         pebble.start()
         root = pebble.root()
-        options = {"acme": pebble.settings, "frontend": frontend}
+        options = {"acme": pebble.settings, "frontend": frontend, "lease_s": _LONG_LEASE_S}
         started = await asyncio.gather(*(start_in_fleet(name, etcd, **options) for name in "ab"))
         balancer.gateways.update(zip("ab", started, strict=True))
         a, b = balancer.gateways.values()
@@ -123,6 +125,9 @@ async def test_a_certificate_is_ordered_once_and_a_gateway_that_did_not_order_an
         assert all(orderer != asked for orderer, asked in balancer.asked)
         for gateway in (a, b):
             await gateway.until(only_ports_differ)
+        async with asyncio.timeout(_LATE_S):  # A certificate is served a moment before it is counted.
+            while not any(gateway.events("acme.issued") for gateway in (a, b)):
+                await asyncio.sleep(0.05)
         orders = [await orders_of(gateway) for gateway in (a, b)]
         assert sorted(map(str, orders)) == [str({"issued": 1.0}), str({})]
         c = await start_in_fleet("c", etcd, **options)
@@ -134,7 +139,9 @@ async def test_a_certificate_is_ordered_once_and_a_gateway_that_did_not_order_an
             for file in (gateway.directory / "state" / "acme").glob("account-*.json")
         }
         assert (len(accounts), pebble.issued) == (1, 1)
-        assert await asyncio.to_thread(balancer.orderer) is None
+        async with asyncio.timeout(_LATE_S):
+            while await asyncio.to_thread(balancer.orderer) is not None:
+                await asyncio.sleep(0.05)
         for gateway in (a, b, c):
             assert _SECRET not in gateway.log()
             assert _SECRET not in json.dumps(await gateway.status())
@@ -171,7 +178,7 @@ async def test_a_gateway_that_is_killed_in_mid_order_leaves_it_to_the_next(
         took_s = asyncio.get_running_loop().time() - began
         print(f"from the kill to the certificate at the next gateway: {took_s:.1f} s, of which 5 are the lease")
         await other.until(lambda status: not problem_of(status))
-        assert await orders_of(other) == {"issued": 1.0}
+        assert await orders_of(other, told="acme.issued") == {"issued": 1.0}
         await killed.start()
         assert await until_served(killed, root) == found
         assert await orders_of(killed) == {}
@@ -187,7 +194,7 @@ async def test_a_renewal_waits_for_the_store_and_what_is_served_stays(
     try:
         pebble.start()
         root = pebble.root()
-        options = {"acme": pebble.settings, "frontend": frontend}
+        options = {"acme": pebble.settings, "frontend": frontend, "lease_s": _LONG_LEASE_S}
         for name in "ab":
             balancer.gateways[name] = await start_in_fleet(name, etcd, **options)
         a, b = balancer.gateways.values()

@@ -165,6 +165,28 @@ async def test_it_leaves_phase_by_phase() -> None:
 
 
 @in_fake_time
+@pytest.mark.parametrize("asks_again", [True, False])
+async def test_whoever_follows_reads_the_end_however_late_it_asks(asks_again: bool) -> None:
+    """A busy machine keeps it for seconds. Who does not ask any more is waited for once, and not for long."""
+    site = Site()
+    task = asyncio.create_task(site.leaving.run())
+    site.clients = {client(1)}
+    await site.leaving.start(None)
+    await site.until(site.is_in(LeavePhase.DRAINING))
+    site.leaving.note_reader()
+    site.clients.clear()
+    await site.until(site.is_in(LeavePhase.STOPPING), 1)
+    await asyncio.sleep(5)
+    assert site.stopped == []
+    if asks_again:
+        site.leaving.note_reader()
+        await site.until(lambda: site.stopped, 0.5)
+    else:
+        assert await site.until(lambda: site.stopped) == pytest.approx(4.5, abs=1)
+    task.cancel()
+
+
+@in_fake_time
 async def test_requests_that_still_come_are_waited_for_and_then_refused() -> None:
     """Whether they show by their connections, or when they end."""
     site = Site(balancer_s=40)

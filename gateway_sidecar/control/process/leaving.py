@@ -7,6 +7,7 @@ any more, and what is in flight the kernel says, by the connections to these add
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
 from contextlib import suppress
@@ -32,6 +33,8 @@ _END_S = 5.0
 """Nothing is in flight any more, but a router may have a connection to close."""
 _SEEN_S = 1.0
 """So long whoever follows can still read that nothing is left, and what was cut; the command asks more often."""
+_FOLLOWS_S = 10.0
+"""Who asked this long ago still follows, though a busy machine keeps it from asking: it is waited for until then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class Leaving:
         self._touched = asyncio.Event()
         self._arrivals = Arrivals()
         self._seen = Seen()
+        self._read_at = -math.inf
+        self._end_is_read = False
         self._logger = get_logger()
         self.leave: Leave | None = None
         self.connections: Mapping[int, int] = {}
@@ -147,6 +152,10 @@ class Leaving:
         """All addresses of services, whether nginx serves them now or not."""
         return self._host.addresses()
 
+    def note_reader(self) -> None:
+        """Somebody reads how it stands, and may ask again until the gateway has left."""
+        self._read_at, self._end_is_read = awake.now(), self.stops
+
     def saved(self) -> Mapping[str, object] | None:
         """For the next daemon."""
         return None if self.leave is None else records.leave_to_json(self.leave)
@@ -169,7 +178,8 @@ class Leaving:
 
     async def _look(self, before: Leave) -> None:
         if before.phase is LeavePhase.STOPPING:
-            if awake.now() >= before.phase_began + _SEEN_S:
+            follows_until = -math.inf if self._end_is_read else self._read_at + _FOLLOWS_S
+            if awake.now() >= max(before.phase_began + _SEEN_S, follows_until):
                 self.stop()
             return
         with suppress(OSError):  # Somebody removed them, perhaps with all of run_dir.
