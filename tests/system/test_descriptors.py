@@ -17,7 +17,7 @@ from tests.system.gateway import service_of, states_of
 async def test_daemon_without_descriptors_keeps_every_worker(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """What it cannot ask proves nothing; requests and streams go on; what came meanwhile serves afterwards."""
     gateway = make_gateway(rescan_interval_s=0.2)
-    gateway.settings["services"][0]["health"] = {"interval_s": 0.5, "timeout_s": 1, "failures": 2}
+    gateway.settings["services"][0]["health"] = {"interval_s": 0.5, "timeout_s": 10, "failures": 2}
     await gateway.start()
     assert gateway.process is not None
     pid = gateway.process.pid

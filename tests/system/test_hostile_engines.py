@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import aiohttp
 import grpc
 import pytest
 
+from gateway_sidecar.control.process.watchdog import _STALLED_S
 from gateway_sidecar.engines.h2_unary import MOST_STEPS
 from tests.contract import engine_replay as replay
 from tests.contract.engine_replay import GrpcReplay, HttpReplay, serve_raw
@@ -24,6 +26,12 @@ FLOODS = {
     "ping": say_and_hold(SETTINGS, frame(6, 0, bytes(8)) * 100_000),
     "goaway": say_and_hold(frame(7, 0, bytes(8))),
     "continuation": repeat(SETTINGS + frame(1, 0, b"\x88", 1), frame(9, 0, b"\x88" * 1000, 1) * 60),
+}
+WHY = {
+    "ping": f"more than {MOST_STEPS} pieces",
+    "goaway": "GOAWAY",
+    "continuation": "header fields",
+    "escaping": r"GetServerInfo answers INTERNAL (\x1b]0;x\x07\x1b[2J\n",
 }
 LONG_LINE = 'vllm:time_to_first_token_seconds_bucket{le="' + "x" * 7 * 1024 * 1024
 
@@ -52,8 +60,9 @@ async def test_hostile_engines_harm_nobody(gateway: Gateway, start: StartAs) -> 
         await gateway.until_state("good", "serving")
         await gateway.until_state("metered", "serving")
         await gateway.until(lambda _: any(seen.path == "/metrics" for seen in metered.seen))
-        asked = await gateway.until(
-            lambda status: all(replica_of(status, name)["reason"] for name in (*FLOODS, "escaping")), within_s=60
+        # A busy machine's first question may get no further than its time-out.
+        await gateway.until(
+            lambda status: all(words in (replica_of(status, name)["reason"] or "") for name, words in WHY.items())
         )
         # Again and again: each is asked on.
         seen = len(evil.called)
@@ -63,13 +72,12 @@ async def test_hostile_engines_harm_nobody(gateway: Gateway, start: StartAs) -> 
         _, shown, _ = await gateway.cli("status")
         _, listed, _ = await gateway.cli("replica", "list")
     assert code == 200
-    assert f"more than {MOST_STEPS} pieces" in replica_of(asked, "ping")["reason"]
-    assert "GOAWAY" in replica_of(asked, "goaway")["reason"]
-    assert "header fields" in replica_of(asked, "continuation")["reason"]
-    assert r"GetServerInfo answers INTERNAL (\x1b]0;x\x07\x1b[2J\n" in replica_of(asked, "escaping")["reason"]
     for text in (shown, listed):
         assert all(line.isprintable() for line in text.split("\n"))
         assert text.count("GetServerInfo answers INTERNAL") == 1
     lines = gateway.log().split("\n")[:-1]
     assert all(line.isprintable() and json.loads(line)["event"] != "daemon.stopped" for line in lines)
-    assert gateway.events("daemon.stalled") == []
+    assert gateway.process is not None
+    # On a busy machine it waits for a CPU: so many ns say the second of the numbers there.
+    starved_s = int(Path(f"/proc/{gateway.process.pid}/schedstat").read_text().split()[1]) / 1e9
+    assert sum(event["for_s"] for event in gateway.events("daemon.stalled")) <= starved_s + _STALLED_S

@@ -31,7 +31,7 @@ from tests.smg import RULES, smg_address
 from tests.stopping import stop
 from tests.system.clients import ask
 from tests.system.conftest import MakeGateway, StartEngine
-from tests.system.gateway import Gateway, PortBlock, service_of
+from tests.system.gateway import Gateway, PortBlock, Status, service_of
 from tests.system.test_operation import metrics_of
 
 NAMES = ("api.example.com", "*.example.org")
@@ -194,8 +194,9 @@ async def test_what_is_in_force_is_known_whenever_a_daemon_dies(short_path: Path
         plain = frontends.address({"max_body_mb": 7})
         await nginx.start([plain])
         assert nginx.process is not None
+        log = frontends.settings.state_dir / "log" / "nginx.log"
         try:
-            for listen in (frontends.endpoint(8), frontends.endpoint(9)):
+            for number, listen in enumerate((frontends.endpoint(8), frontends.endpoint(9)), 1):
                 limits = resource.prlimit(nginx.process.pid, resource.RLIMIT_NOFILE)
                 resource.prlimit(nginx.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
                 changing = asyncio.create_task(nginx.apply([replace(plain, listen=listen)]))
@@ -203,6 +204,9 @@ async def test_what_is_in_force_is_known_whenever_a_daemon_dies(short_path: Path
                     await asyncio.sleep(0)
                 changing.cancel()
                 await asyncio.gather(changing, return_exceptions=True)
+                async with asyncio.timeout(60):  # Later it would have its descriptors back, and take the change.
+                    while log.read_text().count("Too many open files") < number:
+                        await asyncio.sleep(0.01)
                 nginx = await frontends.again(nginx)
                 assert nginx.process is not None
                 resource.prlimit(nginx.process.pid, resource.RLIMIT_NOFILE, limits)
@@ -243,8 +247,10 @@ async def test_a_change_is_not_in_force_while_an_old_process_serves(
                 soon.setattr("gateway_sidecar.nginx.server._IN_FORCE_S", 2.0)
                 stop(slow)
                 try:
-                    # The kernel may hand the question to the stopped process too: then nobody answers it.
-                    with pytest.raises(NginxError, match=f"its old processes serve on: {slow}$|does not say what it"):
+                    # The kernel may hand the question to the stopped process too: then nobody answers it. A busy
+                    # machine's other old process may serve on as well.
+                    serves = rf"its old processes serve on: (.*, )?{slow}(,|$)"
+                    with pytest.raises(NginxError, match=f"{serves}|does not say what it|has not taken its new"):
                         await nginx.apply([guarded])
                 finally:
                     os.kill(slow, signal.SIGCONT)
@@ -403,6 +409,11 @@ async def test_nginx_in_its_own_way_is_told_with_what_to_do(make_gateway: MakeGa
             assert await asyncio.to_thread(status_of_nothing, then) == 404
 
 
+def is_told(status: Status, service: str, words: str) -> bool:
+    """Whether these are among the words why a service is not in force: a daemon that begins has others at first."""
+    return words in (service_of(status, service)["not_in_force"] or "")
+
+
 async def test_one_busy_address_does_not_stop_the_others(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """At a cold start, and at the next daemon's: that one says why and comes when it can."""
     gateway = make_gateway(services=("chat", "code"))
@@ -420,9 +431,10 @@ async def test_one_busy_address_does_not_stop_the_others(make_gateway: MakeGatew
         assert (await in_force(gateway), await in_force(gateway, "code")) == (1, 0)
         assert await gateway.terminate() == 0
         await gateway.start(ready=False)
-        status = await gateway.until(lambda s: service_of(s)["router"]["state"] == "up")
+        status = await gateway.until(
+            lambda s: service_of(s)["router"]["state"] == "up" and is_told(s, "code", "EADDRINUSE")
+        )
         assert service_of(status)["not_in_force"] is None
-        assert "EADDRINUSE" in service_of(status, "code")["not_in_force"]
     status = await gateway.until(lambda s: s["ready"])
     await gateway.until_states({"r2": "serving"}, service="code")
     assert status["problems"] == []
@@ -446,10 +458,11 @@ async def test_a_service_refused_at_adoption_holds_up_no_other(make_gateway: Mak
             else:
                 gateway.configure()
                 assert (await gateway.cli("reload"))[0] == 1
-            status = await gateway.until(lambda s: service_of(s)["not_in_force"] is None)
+            status = await gateway.until(
+                lambda s: service_of(s)["not_in_force"] is None and is_told(s, "code", "EADDRINUSE")
+            )
             assert service_of(status)["listen"] == f"127.0.0.1:{port}" != chat
             assert service_of(status, "code")["listen"] == code
-            assert "EADDRINUSE" in service_of(status, "code")["not_in_force"]
             assert status["problems"] == [it for it in status["problems"] if it.startswith("code: listen and frontend")]
             assert (await in_force(gateway), await in_force(gateway, "code")) == (1, 0)
             for at in (port, old["code"]):

@@ -85,7 +85,7 @@ async def test_who_was_at_the_router_waits_for_its_model_too(
     await large.until(lambda seen: seen.in_flight == 1)
     router = int(service_of(status)["router"]["pid"])
     stop(router)  # Else it would answer that its replica has ended.
-    await large.stop()
+    await large.stop(grace_s=0)  # Soon: the daemon ends a router that is silent for 5 s.
     os.kill(router, signal.SIGKILL)
     await gateway.until(lambda s: lost(s) == {"large"} and service_of(s)["waiting"] == 1)
     await engine(gateway.socket("r3"), model="large")
@@ -159,7 +159,7 @@ async def test_who_may_not_ask_does_not_wait_either(make_gateway: MakeGateway, e
     file = gateway.directory / "chat.keys"
     key = add_key(file, "alice")
     async with judge(key) as url:
-        auth = {"keys_file": str(file)} if by == "keys" else {"url": url}
+        auth = {"keys_file": str(file)} if by == "keys" else {"url": url, "timeout_s": 60}
         gateway.settings["services"][0]["frontend"] = {"auth": auth}
         await gateway.start()
         await engine(gateway.socket("r1"), model="tiny")

@@ -67,8 +67,8 @@ async def test_prefill_and_decode_pair_answers(gateway: Gateway, engine: StartEn
     by_type = {worker["worker_type"]: worker for worker in await gateway.workers()}
     assert by_type["prefill"]["bootstrap_port"] == 8998
     assert await ask(gateway, "tiny", stream=False)
-    assert prefill.ledger.completed >= 1
-    assert decode.ledger.completed >= 1
+    for half in (prefill, decode):
+        await half.until(lambda seen: seen.completed >= 1)
 
 
 async def test_vllm_pair_on_grpc_carries_its_kv_fields(gateway: Gateway, engine: StartEngine) -> None:
@@ -110,7 +110,13 @@ async def test_vllm_pair_on_http_gets_its_kv_fields_from_its_notes(
         return told == [("serving", "prefill", None), ("serving", "decode", None)]
 
     await gateway.until(is_pair)
-    by_type = {worker["worker_type"]: worker for worker in await gateway.workers()}
+    # Status shows what is noted as soon as that is read: before the router is told of it.
+    workers = await gateway.until_workers(
+        lambda rows: (
+            sorted((row["worker_type"], row["status"]) for row in rows) == [("decode", "ready"), ("prefill", "ready")]
+        )
+    )
+    by_type = {worker["worker_type"]: worker for worker in workers}
     told = [(by_type[role]["kv_connector"], by_type[role]["kv_role"]) for role in ("prefill", "decode")]
     assert told == [("NixlConnector", "kv_producer"), ("NixlConnector", "kv_consumer")]
     assert await ask(gateway, "tiny", stream=False)
@@ -131,8 +137,15 @@ async def test_vllm_whose_first_answer_about_itself_is_slow_is_never_out_of_reac
     gateway.settings["services"][0]["probe"] = {"timeout_s": 0.5}
     await gateway.start()
     slow = await engine(gateway.socket("p1"), EngineKind.VLLM_HTTP, role=Role.PREFILL, dev_mode=True, first_info_s=3600)
-    status = await gateway.until_states({"p1": "loading"})
-    assert "no answer to /server_info" in replica_of(status, "p1")["reason"]
+    await gateway.until(
+        lambda s: (
+            [
+                row["state"] == "loading" and "no answer to /server_info" in (row["reason"] or "")
+                for row in service_of(s)["replicas"]
+            ]
+            == [True]
+        )
+    )
     assert await gateway.workers() == []
     slow.behave(first_info_s=0)
     status = await gateway.until_states({"p1": "serving"})

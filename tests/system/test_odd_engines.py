@@ -62,6 +62,7 @@ async def test_an_engine_that_falls_asleep_gets_no_requests_until_it_is_woken(
     sleeper.behave(asleep=True)
     status = await gateway.until_states({"r1": "loading", "r2": "serving"})
     assert "is_sleeping: true" in replica_of(status, "r1")["reason"]
+    await gateway.until_workers(lambda workers: len(workers) == 1)
     assert {await ask(gateway, "tiny", stream=False) for _ in range(4)} == {await ask(gateway, "tiny", stream=False)}
     sleeper.behave(asleep=False)
     await gateway.until_states({"r1": "serving", "r2": "serving"})

@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 
 from examples.simulated import EngineKind, Lie
+from gateway_sidecar.control.routers.process import _PORTS_PATIENCE_S
 from tests.stopping import stop
 from tests.system.clients import ask, pipe, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
@@ -132,7 +133,7 @@ async def test_killed_router_is_started_again_with_every_worker(gateway: Gateway
 async def test_hung_router_is_replaced(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """The router's life is judged by its API, not by its pid."""
     gateway = make_gateway()
-    gateway.settings["services"][0]["router"] = {"api_timeout_s": 0.5}
+    gateway.settings["services"][0]["router"] = {"api_timeout_s": 2}
     await gateway.start()
     await engine(gateway.socket("r1"))
     before = router_of(await gateway.until_states({"r1": "serving"}))
@@ -156,9 +157,13 @@ async def test_router_that_cannot_start_says_why_and_recovers(make_gateway: Make
     gateway.settings["services"][0]["router"] = {"command": str(broken)}
     await gateway.start(ready=False)
     await engine(gateway.socket("r1"))
-    status = await gateway.until(lambda s: len(gateway.events("router.exited")) >= 3)
+    status = await gateway.until(
+        lambda s: (
+            len(gateway.events("router.exited")) >= 3
+            and "waiting for the router" in (replica_of(s, "r1")["reason"] or "")
+        )
+    )
     assert "exit code 3" in router_of(status)["reason"]
-    assert "waiting for the router" in replica_of(status, "r1")["reason"]
     delays = [event["restart_in_s"] for event in gateway.events("router.exited")]
     assert delays == sorted(delays)
     assert delays[-1] > delays[0]
@@ -200,7 +205,7 @@ async def test_lost_workers_come_back_and_orphans_go(gateway: Gateway, engine: S
         port = forward.sockets[0].getsockname()[1]
         code, answer = await as_admin(gateway, "POST", "/workers", {"url": f"http://127.0.0.1:{port}"})
         assert code == 202, answer
-        await gateway.until_workers(lambda workers: len(workers) == 2)
+        await gateway.until_logged("worker.orphan")  # It may be there for a moment only.
         await gateway.until_workers(
             lambda workers: [w["id"] for w in workers] == [replica_of(status, "r1")["worker_id"]]
         )
@@ -280,7 +285,7 @@ async def test_an_engine_that_was_ill_just_as_the_router_asked_is_registered_aga
     ill.behave(lie=None)
     await gateway.until_states({"r1": "serving", "r2": "serving"})
     reasons = [event["reason"] for event in gateway.events("worker.operation_failed")]
-    assert reasons == ["the router did not make it ready within 5 s"]
+    assert set(reasons) == {"the router did not make it ready within 5 s"}
 
 
 async def test_engine_that_failed_again_and_again_is_not_shut_out(gateway: Gateway, engine: StartEngine) -> None:
@@ -310,12 +315,15 @@ async def test_router_comes_back_on_its_ports_though_they_are_free_only_a_moment
         os.kill(router["pid"], signal.SIGKILL)
         taken = await bound(int(router["url"].rsplit(":", 1)[1]))
     finally:
+        went_on_at = time.monotonic()
         gateway.process.send_signal(signal.SIGCONT)
     with taken:
         await gateway.until(lambda s: service_of(s)["router"]["state"] == "starting")
+    taken_for_s = time.monotonic() - went_on_at
     after = await gateway.until(lambda s: service_of(s)["router"]["state"] == "up" and s["ready"])
-    assert service_of(after)["router"]["url"] == router["url"]
-    assert after["nginx"]["reloads"] == before["nginx"]["reloads"]
+    if taken_for_s < _PORTS_PATIENCE_S:  # A busy machine may take longer, and then the ports are others.
+        assert service_of(after)["router"]["url"] == router["url"]
+        assert after["nginx"]["reloads"] == before["nginx"]["reloads"]
 
 
 async def bound(port: int) -> socket.socket:

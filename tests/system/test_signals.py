@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import os
 import random
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,13 @@ async def test_failures_are_seen_by_service_and_by_role(gateway: Gateway, engine
     async with aiohttp.ClientSession() as session:
         codes = [await post(session, gateway) for _ in range(16)]
     assert codes.count(500) == 4
-    found = await until_signals(gateway, lambda s: s["roles"]["regular"]["windows"]["300"]["errors_per_s"])
+    found = await until_signals(
+        gateway,
+        lambda s: (
+            s["roles"]["regular"]["windows"]["300"]["errors_per_s"]
+            and sum(s["windows"]["300"]["outcomes"].values()) >= 16
+        ),
+    )
     assert found["windows"]["300"]["outcomes"] == {"ok": 12, "error": 4}
     assert found["windows"]["300"]["errors_per_s"] > 0
 
@@ -167,27 +174,33 @@ async def test_latencies_are_those_of_tokens(make_gateway: MakeGateway, engine: 
         )
 
     seen_s = dict.fromkeys(("http", "grpc"), 0.0)
+    took_s = dict.fromkeys(("http", "grpc"), 0.0)
 
     async def chats(service: str) -> None:
         async with aiohttp.ClientSession() as session:
-            body = BODY | {"stream": True, "max_tokens": 4}
-            for _ in range(3):
+            body = BODY | {"max_tokens": 4}
+            for stream in (True, True, True, False):
                 began = time.monotonic()
-                async with session.post(f"{gateway.url(service)}/v1/chat/completions", json=body) as response:
+                url = f"{gateway.url(service)}/v1/chat/completions"
+                async with session.post(url, json=body | {"stream": stream}) as response:
+                    assert response.status == 200
                     await response.content.readany()
-                    seen_s[service] += time.monotonic() - began
+                    seen_s[service] += time.monotonic() - began if stream else 0.0
                     await response.read()
-            async with session.post(f"{gateway.url(service)}/v1/chat/completions", json=BODY) as response:
-                assert response.status == 200
+                    took_s[service] += time.monotonic() - began
 
     await asyncio.gather(chats("http"), chats("grpc"))
-    for service, itl_by in (("http", "engines"), ("grpc", "router")):
+    for service, itl_by, of_all in (("http", "engines", ("engines_ttft_s", 4)), ("grpc", "router", ("itl_s", 3))):
+        # Engines and routers are read every five seconds, on a busy machine between these chats, too.
         found = await until_signals(
             gateway,
-            lambda s: s["windows"]["60"]["outcomes"] == {"ok": 4} and s["windows"]["60"]["itl_s"],
+            lambda s, of=of_all: (  # type: ignore[misc]
+                s["windows"]["300"]["outcomes"] == {"ok": 4}
+                and (s["windows"]["300"][of[0]] or {"samples": 0})["samples"] == of[1]
+            ),
             service=service,
         )
-        window = found["windows"]["60"]
+        window = found["windows"]["300"]
         assert (window["ttft_s"]["source"], window["ttft_s"]["samples"], window["ttft_s"]["share"]) == (
             "nginx",
             3,
@@ -195,30 +208,55 @@ async def test_latencies_are_those_of_tokens(make_gateway: MakeGateway, engine: 
         )
         assert window["itl_s"]["source"] == itl_by
         if service == "http":
-            assert (window["engines_ttft_s"]["source"], window["engines_ttft_s"]["samples"]) == ("engines", 4)
+            assert window["engines_ttft_s"]["source"] == "engines"
         _, text = await page(gateway, "/metrics")
         (sum_s,) = re.findall(rf'gateway_sidecar_time_to_first_token_seconds_sum{{service="{service}"}} (\S+)', text)
         # The engine waits 0.2 s; nginx counts in milliseconds.
         assert 3 * 0.199 <= float(sum_s) <= seen_s[service] + 3 * 0.001
         # SMG counts the tokenizer's tokens, of which a simulated word has two or three.
-        assert 0.04 < window["itl_s"]["p50"] < 0.6, window
-        assert 0.7 < window["e2e_s"]["p50"] < 2.0, window
+        # Half of four chats, or of their twelve gaps, take as long as the median or longer, and together no longer than
+        # their clients saw. A median is off by a tenth, and an engine's by as much as its buckets are wide.
+        assert 0.04 < window["itl_s"]["p50"] < took_s[service] / 6 * 1.5, window
+        assert 0.7 < window["e2e_s"]["p50"] < took_s[service] / 2 * 1.1, window
 
 
 EVENT = b'event: x\ndata: {"choices":[{"delta":{"content":"{{{"}}]}\n\n'
 COMMENT = b": still here\n\n"
+PIECES = {"event": EVENT, "comment": COMMENT, "done": b"data: [DONE]\n\n"}
 
 
-async def stream(request: web.Request) -> web.StreamResponse:
-    """What the query says, in pieces that are some time apart; the answer to a client that leaves has no end."""
-    answer = web.StreamResponse(headers={"Content-Type": request.query.get("type", "text/event-stream; charset=utf-8")})
-    await answer.prepare(request)
-    for piece in request.query["pieces"].split(","):
-        await answer.write({"event": EVENT, "comment": COMMENT, "done": b"data: [DONE]\n\n"}[piece])
-        await asyncio.sleep(0.05)
-    if "hangs" in request.query:
-        await asyncio.Event().wait()
-    return answer
+class Streams:
+    """A router that answers with what the query says, and its client. Each piece is sent 0.05 s after the client has
+    had the one before, so that it is known when each has passed nginx. The answer to a client that leaves has no end.
+    """
+
+    def __init__(self) -> None:
+        self.arrived_at = 0.0
+        self.passed: list[tuple[float, float]] = []
+        """When each piece was sent, and when the client had it."""
+        self._has_it = asyncio.Event()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.arrived_at = time.monotonic()
+        kind = request.query.get("type", "text/event-stream; charset=utf-8")
+        answer = web.StreamResponse(headers={"Content-Type": kind})
+        await answer.prepare(request)
+        for piece in request.query["pieces"].split(","):
+            await asyncio.sleep(0.05)
+            self._has_it.clear()
+            self.passed.append((time.monotonic(), math.inf))
+            await answer.write(PIECES[piece])
+            await self._has_it.wait()
+        if "hangs" in request.query:
+            await asyncio.Event().wait()
+        return answer
+
+    async def take(self, response: aiohttp.ClientResponse, pieces: Sequence[str]) -> None:
+        """Takes these, byte by byte as they were sent."""
+        for number, piece in enumerate(pieces):
+            assert await response.content.readexactly(len(PIECES[piece])) == PIECES[piece]
+            self.passed[number] = (self.passed[number][0], time.monotonic())
+            self._has_it.set()
 
 
 async def test_first_token_is_the_first_event_that_holds_data(tmp_path: Path) -> None:
@@ -227,35 +265,37 @@ async def test_first_token_is_the_first_event_that_holds_data(tmp_path: Path) ->
     held, address = placeholder()
     ends: list[RequestEnd] = []
     listener = EventListener(ends.append)
+    streams = Streams()
     chat, late, never = "/v1/chat/completions", "comment,event,event,done", "comment,comment"
     with held, closing(listener):
         listener.listen(address)
         async with (
-            listening(stream) as router,
+            listening(streams.answer) as router,
             bare_nginx(tmp_path, FrontendPlaces(tmp_path), router, FrontendSettings(), events=address) as url,
             aiohttp.ClientSession() as session,
         ):
 
             async def ask(target: str, *, stay: bool = True) -> tuple[float, RequestEnd]:
+                """When it began, and what nginx says of it."""
                 ends.clear()
+                streams.passed.clear()
                 began = time.monotonic()
                 async with session.post(f"{url}{target}") as response:
                     assert response.status == 200
-                    body = await (response.content.readany() if not stay else response.read())
-                    took_s = time.monotonic() - began
-                if stay:
-                    sent = parse_qs(urlsplit(target).query)["pieces"][0]
-                    assert body.count(EVENT) == sent.count("event")
-                    assert body.count(COMMENT) == sent.count("comment")
+                    await streams.take(response, parse_qs(urlsplit(target).query)["pieces"][0].split(","))
+                    if stay:
+                        assert await response.read() == b""
                 async with asyncio.timeout(60):
                     while not ends:
                         await asyncio.sleep(0.01)
-                return took_s, ends[0]
+                return began, ends[0]
 
             for target in (f"{chat}?pieces={late}", f"/v1/completions?x=/v1/responses&pieces={late}"):
-                took_s, end = await ask(target)
+                began, end = await ask(target)
                 assert end.first_s is not None
-                assert 0.049 <= end.first_s <= took_s - 0.149, "one pause before it, three after it"
+                sent_at, had_at = streams.passed[1]
+                # nginx counts in milliseconds, from some time between the two ends' beginnings.
+                assert sent_at - streams.arrived_at - 0.002 <= end.first_s <= had_at - began + 0.002
                 assert end.is_whole
             _, left = await ask(f"{chat}?pieces=event&hangs=1", stay=False)
             assert (left.first_s is not None, left.is_whole) == (True, False)
@@ -278,7 +318,7 @@ async def test_a_pair_has_signals_for_each_half(make_gateway: MakeGateway, engin
     await engine(gateway.socket("p1"), role=Role.PREFILL, token_interval_s=0.05)
     await engine(gateway.socket("d1"), role=Role.DECODE, token_interval_s=0.05)
     await gateway.until_states({"p1": "serving", "d1": "serving"})
-    streams = [asyncio.create_task(stream_chat(gateway, 400)) for _ in range(3)]
+    streams = [asyncio.create_task(stream_chat(gateway, 4000)) for _ in range(3)]  # For 200 s.
     found = await until_signals(
         gateway, lambda s: s["in_flight"] == 3 and all(r["in_flight"] == 3 for r in s["roles"].values()), within_s=60
     )
@@ -376,12 +416,16 @@ async def test_a_step_with_noise_and_back_to_zero(
             ),
             within_s=300,
         )
+        async with asyncio.timeout(60):
+            while 4 not in desired():
+                await asyncio.sleep(0.05)
         load.cancel()
         assert set(await asyncio.gather(*sent)) == {200}
+    # Until now a busy machine may have sent less for a while, and then more.
     async with asyncio.timeout(60):
-        while 4 not in desired():
+        while (await signals_of(gateway))["scaling"]["roles"]["regular"]["desired"] != desired()[-1]:
             await asyncio.sleep(0.05)
-    up = desired().index(4)
+    up = len(desired()) - 1
     await until_signals(gateway, lambda s: s["scaling"]["roles"]["regular"]["desired"] == 0, within_s=120)
     async with asyncio.timeout(60):
         while desired()[-1] != 0:
@@ -493,8 +537,10 @@ async def test_a_real_prometheus_finds_and_reads_them(
             discovery["refresh_interval"] = "1s"
     del config["rule_files"]
     server = await prometheus(config)
-    up = await server.until('up{job="gateway-sidecar-behind"}', lambda rows: len(rows) == 3)
-    assert {row["value"][1] for row in up} == {"1"}
+    # A busy machine's first answers may take longer than a scrape may.
+    up = await server.until(
+        'up{job="gateway-sidecar-behind"}', lambda rows: [row["value"][1] for row in rows] == ["1"] * 3
+    )
     assert sorted(row["metric"]["instance"] for row in up) == ["chat/r1", "chat/r2", "chat/router"]
     (row,) = await server.until(
         "vllm:time_to_first_token_seconds_count", lambda rows: [r["metric"]["replica"] for r in rows] == ["r1"]

@@ -133,6 +133,7 @@ async def test_a_clock_that_jumps_under_load_changes_nothing_of_what_gateways_sh
     await until_serving(b, "r1", "r2")
     alice = await key(a, "add", "alice")
     bounded = await key(b, "add", "bounded", "--requests-per-minute", "2")  # One at each gateway.
+    used_up_at = time.monotonic()
     for gateway in (a, b):
         await until_answered(gateway, alice, 200)
         await until_answered(gateway, bounded, 200)
@@ -142,12 +143,14 @@ async def test_a_clock_that_jumps_under_load_changes_nothing_of_what_gateways_sh
     voice = (await voice_of(a))[0]
     load = Load(alice, a, b)
     for offset in ("+1h", "-1h", "+0"):
-        used_up_at, (status, _) = time.monotonic(), await ask_as(a, bounded)
-        if status == 200:
-            used_up_at = time.monotonic()
-        clock.write_text(offset)
-        status, again_s = await ask_as(a, bounded)
-        assert status == 429 or time.monotonic() - used_up_at > 50, "a jump filled what is bounded by the minute"
+        for jump in (None, offset):
+            if jump is not None:
+                clock.write_text(jump)
+            asked_at, (status, again_s) = time.monotonic(), await ask_as(a, bounded)
+            is_due = time.monotonic() - used_up_at > 50
+            assert jump is None or status == 429 or is_due, "a jump filled what is bounded by the minute"
+            if status == 200:
+                used_up_at = asked_at
         assert again_s <= 60
         await load.answered(20)
         drained = await drain(a, "r2")
@@ -176,11 +179,11 @@ async def test_gateways_with_different_settings_serve_and_say_where_they_differ(
 ) -> None:
     """Other bridge ports, keys of the store and of a file, scaling at one only, another service."""
     scaling = {"metric": "rps", "target": 2}
-    a = await start("a", shared_etcd, frontend={"auth": {"store": True}}, scaling=scaling)
+    a = await start("a", shared_etcd, lease_s=60, frontend={"auth": {"store": True}}, scaling=scaling)
     keys = tmp_path / "chat.keys"
     keys.write_text(f"carol:{hashlib.sha256(b'sk-carol-carol-carol').hexdigest()}\n")
     keys.chmod(0o600)
-    b = await start("b", shared_etcd, frontend={"auth": {"keys_file": str(keys)}})
+    b = await start("b", shared_etcd, lease_s=60, frontend={"auth": {"keys_file": str(keys)}})
     c = make_gateway(store={**a.settings["store"], "gateway": "c"})
     c.configure(services=[{**c.service("chat"), "name": "images", "replicas": {}, "router": {"type": "none"}}])
     await c.start()

@@ -173,7 +173,7 @@ async def test_another_server_may_answer_with_many_headers(tmp_path: Path) -> No
         return web.Response(status=204, headers={f"X-Identity-{at}": "i" * 1000 for at in range(40)})
 
     async with listening(judge) as port:
-        auth = AuthSettings(url=parse_auth_url(f"http://127.0.0.1:{port}/auth"))
+        auth = AuthSettings(url=parse_auth_url(f"http://127.0.0.1:{port}/auth"), timeout_s=60)
         async with (
             frontend_at(tmp_path, FrontendSettings(auth=auth), Router()) as (url, client),
             client.get(f"{url}/v1/models") as response,
@@ -185,7 +185,7 @@ async def test_another_server_is_told_by_nginx_alone(tmp_path: Path) -> None:
     """`auth.url` hears what a client proves itself by, and of the request what nginx knows."""
     judge = Judge()
     async with listening(judge.answer) as port:
-        auth = AuthSettings(url=parse_auth_url(f"http://127.0.0.1:{port}/auth"))
+        auth = AuthSettings(url=parse_auth_url(f"http://127.0.0.1:{port}/auth"), timeout_s=60)
         async with frontend_at(tmp_path, FrontendSettings(auth=auth), Router()) as (url, client):
             headers = FORGED | STEERING | {"Authorization": "Bearer k", "X-Api-Key": "k2", "Cookie": "session=1"}
             async with client.post(f"{url}/v1/completions?x=1", data=b"{}", headers=headers) as response:
@@ -376,7 +376,7 @@ def held_by(directory: Path) -> int:
 
 
 async def sends(port: int, head: str, count: int, piece: bytes = b"x" * 65536) -> tuple[bytes, asyncio.StreamWriter]:
-    """Sends a head and so many bytes of body as far as it is let; what came back, after that or after a second."""
+    """Sends a head and so many bytes of body as far as it is let; what comes back."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(head.replace("|", "\r\n").encode() + b"\r\n\r\n")
     answer = asyncio.create_task(reader.read(4096))
@@ -388,8 +388,7 @@ async def sends(port: int, head: str, count: int, piece: bytes = b"x" * 65536) -
                 break
     except (ConnectionError, TimeoutError):
         pass
-    done, _ = await asyncio.wait([answer], timeout=1.0)
-    return (answer.result() if done else b""), writer
+    return await asyncio.wait_for(answer, 60), writer
 
 
 def port_of(url: str) -> int:
@@ -411,7 +410,7 @@ async def test_without_a_key_nothing_is_held(tmp_path: Path, by: str) -> None:
             add_key(tmp_path / "keys", "alice")
             settings["keys_file"] = tmp_path / "keys"
         else:
-            settings["url"] = parse_auth_url(f"http://127.0.0.1:{asked}/auth")
+            settings |= {"url": parse_auth_url(f"http://127.0.0.1:{asked}/auth"), "timeout_s": 60}
         async with frontend_at(tmp_path, FrontendSettings(auth=AuthSettings(**settings)), router) as (url, client):
             writers = []
             for request, length, wanted in (
