@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -17,10 +18,12 @@ SSHD = shutil.which("sshd", path="/usr/sbin:/usr/bin:/usr/local/sbin")
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port nobody listens on now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
-        sock.bind((host, 0))
-        return int(sock.getsockname()[1])
+    """A port nobody listens on now, and that no connection begins at: below those that Linux gives away (32768)."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with suppress(OSError), socket.create_server((host, port), family=family):
+            return port
 
 
 def make_key(path: Path) -> Path:
@@ -88,11 +91,13 @@ class Sshd:
                 [*self._prefix, str(SSHD), "-D", "-e", "-f", str(config)], stdin=subprocess.DEVNULL, stderr=log
             )
         if not self._prefix:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while True:
                 with suppress(OSError), socket.create_connection((self.host, self.port), timeout=1):
                     return
-                assert time.monotonic() < deadline, "sshd does not listen"
+                said = (self.directory / "sshd.log").read_text("utf-8", "replace")[-2000:]
+                assert self._process.poll() is None, said
+                assert time.monotonic() < deadline, said
                 time.sleep(0.02)
 
     def kill(self) -> None:
