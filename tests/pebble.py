@@ -53,7 +53,7 @@ class Pebble:
         self.ca_file = self._authority.certificate
         certificate, key = self._authority.sign("pebble")
         listen, manage, self._dns, self._dns_manage = (self._ports.first + each for each in range(4))
-        self.address = ("127.0.0.1", listen)
+        self._listens = (listen, manage, self._dns_manage)
         self.url = f"https://127.0.0.1:{listen}/dir"
         self._config = {
             "listenAddress": f"127.0.0.1:{listen}",
@@ -109,9 +109,9 @@ class Pebble:
             for command in ([*names, *nothing_else], ["pebble", "-config", str(config), "-dnsserver", dns]):
                 self._processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=self._env))
         end = time.monotonic() + _STARTS_S
-        for address in (self.address, ("127.0.0.1", self._dns_manage)):
+        for port in self._listens:
             while True:
-                with suppress(OSError), socket.create_connection(address, timeout=1):
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                     break
                 assert all(it.poll() is None for it in self._processes), self.log[-2000:]
                 assert time.monotonic() < end, self.log[-2000:]

@@ -105,7 +105,9 @@ class Sshd:
             while True:
                 with suppress(OSError), socket.create_connection((self.host, self.port), timeout=1):
                     return
-                assert time.monotonic() < deadline, "sshd does not listen"
+                said = (self.directory / "sshd.log").read_text("utf-8", "replace")[-2000:]
+                assert self._process.poll() is None, said
+                assert time.monotonic() < deadline, said
                 time.sleep(0.02)
 
     def kill(self) -> None:

@@ -300,7 +300,8 @@ class ServiceAddress:
     @property
     def retry_after_s(self) -> int:
         """After how long whoever asked too often may ask again."""
-        return int(max((-(-1 // limit.rps) for limit in self.frontend.limits if limit.rps), default=1))
+        # Requests a minute are whole (`LimitSettings`), and 60 / 1 is just that; 1 / (1 / 60) is a little more.
+        return max((math.ceil(60 / round(limit.rps * 60)) for limit in self.frontend.limits if limit.rps), default=1)
 
     @property
     def https_port(self) -> int:

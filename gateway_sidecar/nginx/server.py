@@ -480,7 +480,7 @@ class Nginx:
         process = self.process
         if process is None or not process.running:
             raise NginxError("its process has ended")
-        said = await self._ask()
+        said = await self._ask() or await self._ask()  # A busy machine's may be late once.
         if said is None:
             raise NginxError("nginx does not say what it serves; it hangs or is ending")
         self._take(said)

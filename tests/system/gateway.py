@@ -32,6 +32,10 @@ _starts = list(range(10_000, 19_000, _BLOCK))
 _blocks = itertools.islice(itertools.cycle(_starts), os.getpid() % len(_starts), None)
 
 
+class NotThere(LookupError):
+    """A status shows no such service, or no such replica; not yet, perhaps."""
+
+
 class PortBlock:
     """`ports` of them that nobody listens on, `first` and the next ones; no other run of the tests on this machine has
     them.
@@ -249,7 +253,7 @@ class Gateway:
         try:
             async with asyncio.timeout(within_s):
                 while True:
-                    with suppress(aiohttp.ClientError):
+                    with suppress(aiohttp.ClientError, NotThere):
                         status = await self.status()
                         if condition(status):
                             return status
@@ -303,6 +307,13 @@ class Gateway:
             while not self.events(name):
                 await asyncio.sleep(0.02)
 
+    async def until_written(self, replicas: int, service: str = "chat") -> None:
+        """Waits until the next daemon will find leases of so many replicas, with what their engines are."""
+        path = self.directory / "state" / "leases.json"
+        async with asyncio.timeout(PATIENCE_S):
+            while not path.exists() or len(identified(json.loads(path.read_text()), service)) < replicas:
+                await asyncio.sleep(0.01)
+
     async def router_key(self, service: str = "chat") -> str:
         """The control-plane key of the router in service, once the daemon has written it down."""
         url = str(service_of(await self.status(), service)["router"]["url"])
@@ -335,6 +346,11 @@ class Gateway:
             return list((await response.json())["workers"])
 
 
+def identified(record: dict[str, Any], service: str) -> list[dict[str, Any]]:
+    """The leases of a service's replicas whose engines are known, in what the daemon has written down."""
+    return [row for row in record["services"].get(service, []) if row["facts"] is not None]
+
+
 def with_children(pid: int) -> Iterator[int]:
     """A process and its children. The master of an nginx first: it would start a worker anew."""
     children = Path(f"/proc/{pid}/task/{pid}/children")
@@ -361,7 +377,10 @@ async def until_gone(pid: int) -> None:
 
 def service_of(status: Status, name: str = "chat") -> dict[str, Any]:
     """One service's part of the status."""
-    return next(service for service in status["services"] if service["name"] == name)
+    for service in status["services"]:
+        if service["name"] == name:
+            return dict(service)
+    raise NotThere(name)
 
 
 def only_ports_differ(status: Status) -> bool:
@@ -376,4 +395,7 @@ def states_of(status: Status, service: str = "chat") -> dict[str, str]:
 
 def replica_of(status: Status, replica: str, service: str = "chat") -> dict[str, Any]:
     """One replica's row of the status."""
-    return next(row for row in service_of(status, service)["replicas"] if row["id"] == replica)
+    for row in service_of(status, service)["replicas"]:
+        if row["id"] == replica:
+            return dict(row)
+    raise NotThere(f"{service}/{replica}")

@@ -308,12 +308,12 @@ async def test_which_combinations_of_key_and_certificate_hold(
         return web.Response(status=204 if asked[-1] == f"Bearer {key}" else 401)
 
     async with listening(judge) as decider:
-        said: dict[str, Any] = {
+        ways: dict[str, dict[str, Any]] = {
             "none": {},
             "keys": {"auth": {"keys_file": str(file)}},
-            "url": {"auth": {"url": f"http://127.0.0.1:{decider}/auth"}},
-        }[auth]
-        port = with_mtls(gateway, ca.certificate, client_certificates=certificates, **said)
+            "url": {"auth": {"url": f"http://127.0.0.1:{decider}/auth", "timeout_s": 60}},
+        }
+        port = with_mtls(gateway, ca.certificate, client_certificates=certificates, **ways[auth])
         await serving(gateway, engine)
         pair = ca.sign("alice")
         shown = {"Authorization": f"Bearer {key}"}

@@ -24,7 +24,7 @@ from gateway_sidecar.config import FrontendSettings
 from gateway_sidecar.config.access_log import AccessLogSettings
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.config import ServiceAddress
-from gateway_sidecar.nginx.server import TEMP, Nginx, NginxSettings
+from gateway_sidecar.nginx.server import TEMP, Nginx, NginxSettings, ask_in_force
 from gateway_sidecar.supervision.process import session_members
 from tests.certificates import certificate
 from tests.smg import RULES, smg_address
@@ -256,6 +256,25 @@ async def test_a_change_is_not_in_force_while_an_old_process_serves(
                     os.kill(slow, signal.SIGCONT)
             await nginx.apply([guarded])
             assert await asyncio.to_thread(frontends.status_at, guarded.listen, tls=False) == 401
+        finally:
+            await nginx.stop(grace_s=1)
+
+
+async def test_an_nginx_that_is_late_once_is_asked_again(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine it may not say in time what it serves: a change is not refused for that."""
+    async with frontends_at(short_path) as frontends:
+        nginx = frontends.begin()
+        await nginx.start([frontends.address({})])
+        asked = 0
+
+        async def late(alive: Path) -> str:
+            nonlocal asked
+            asked += 1
+            return "" if asked == 1 else await ask_in_force(alive)
+
+        monkeypatch.setattr("gateway_sidecar.nginx.server.ask_in_force", late)
+        try:
+            assert await nginx.apply([frontends.address({"max_body_mb": 7})])
         finally:
             await nginx.stop(grace_s=1)
 

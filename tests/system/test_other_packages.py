@@ -74,6 +74,7 @@ async def test_a_toy_engine_that_a_toy_source_lists_is_served(
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
     async with gateway.client() as session, session.post(f"{gateway.url()}/v1/chat/completions", json=body) as answer:
         assert "squeak" in await answer.text()
+    await gateway.until_written(1)
     await gateway.kill()
     await gateway.start()
     again = replica_of(await gateway.until_states({"r1": "serving"}), "r1")

@@ -39,7 +39,7 @@ def serve(make_gateway: MakeGateway) -> MakeService:
     async def start(kind: str, hold: dict[str, Any] | None = None, **router: Any) -> Gateway:
         gateway = make_gateway()
         gateway.settings["services"][0] |= {
-            "router": router_of(kind, **router), "hold": hold or {}, "drain": {"settle_s": 0}
+            "router": router_of(kind, **router), "hold": hold or {"timeout_s": 600}, "drain": {"settle_s": 0}
         }  # fmt: skip
         await gateway.start()
         return gateway
@@ -151,6 +151,7 @@ async def test_a_killed_router_and_a_killed_daemon_are_taken_up(
     status = await gateway.until(lambda s: service_of(s)["router"]["pid"] not in (None, pid))
     pid = service_of(status)["router"]["pid"]
     await gateway.until_states({"r1": "serving"})
+    await gateway.until_written(1)
     await gateway.kill()
     assert await ask(gateway, "tiny", stream=True), "the router needs no daemon"
     await gateway.start()
@@ -165,7 +166,7 @@ async def test_a_request_waits_for_the_first_replica_after_the_last_has_gone(
     serve: MakeService, engine: StartEngine, kind: str
 ) -> None:
     """To zero and back."""
-    gateway = await serve(kind, {"asleep_s": 60})
+    gateway = await serve(kind, {"asleep_s": 600})
     first = await engine(gateway.socket("r1"), FAMILY[kind])
     await gateway.until_states({"r1": "serving"})
     assert await ask(gateway, "tiny", stream=False)
@@ -185,7 +186,7 @@ async def test_prefill_and_decode_answer_together(serve: MakeService, engine: St
     status = await gateway.until(lambda s: bool(service_of(s)["unanswered"]))
     assert service_of(status)["unanswered"] == {"tiny": "1 prefill worker and no decode worker"}
     decode = await engine(gateway.socket("d1"), FAMILY[kind], role=Role.DECODE, dev_mode=True)
-    await gateway.until(lambda s: not service_of(s)["unanswered"])
+    await gateway.until(lambda s: not service_of(s)["unanswered"] and service_of(s)["missing"] is None)
     for stream in (True, False):
         assert await ask(gateway, "tiny", stream=stream)
     assert len(prefill.ledger.requests) == len(decode.ledger.requests) == 2

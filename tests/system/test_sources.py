@@ -88,6 +88,7 @@ async def test_odd_names_are_served_or_refused_by_name(gateway: Gateway, engine:
         with socket.socket(socket.AF_UNIX) as odd:
             odd.bind(directory + b"/" + raw)
     gateway.socket("plain-file").write_text("not a socket")
+    await gateway.until(lambda s: len(service_of(s)["source"]["refused"]) == 3)
     status = await gateway.until_states(dict.fromkeys(good, "serving"))
     refused = service_of(status)["source"]["refused"]
     assert "control characters" in refused["line\\nbreak"]

@@ -33,8 +33,12 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
     server.kill()
 
 
-def with_inventory(make_gateway: MakeGateway, sshd: Sshd, **more: Any) -> Gateway:
-    """A gateway whose replicas are what its inventory says; a dead path is dead after three seconds."""
+SOON_DEAD = {"keepalive_s": 1, "connect_timeout_s": 3}
+"""A dead path is dead after three seconds; so is one whose far side is busy."""
+
+
+def with_inventory(make_gateway: MakeGateway, sshd: Sshd, **ssh_defaults: Any) -> Gateway:
+    """A gateway whose replicas are what its inventory says."""
     gateway = make_gateway()
     gateway.settings["services"][0]["replicas"] = {
         "inventory": str(inventory_of(gateway)),
@@ -43,10 +47,8 @@ def with_inventory(make_gateway: MakeGateway, sshd: Sshd, **more: Any) -> Gatewa
             "port": sshd.port,
             "key_file": str(sshd.user_key),
             "known_hosts": str(sshd.known_hosts),
-            "keepalive_s": 1,
-            "connect_timeout_s": 3,
+            **ssh_defaults,
         },
-        **more,
     }
     inventory_of(gateway).mkdir()
     return gateway
@@ -67,13 +69,18 @@ def behind(sshd: Sshd, engine: Path, **more: Any) -> dict[str, Any]:
     return {"ssh": {"host": sshd.host, "forward": str(engine)}, **more}
 
 
+async def until_dead_path(gateway: Gateway) -> None:
+    """Waits until the daemon has said so; what `status` says of a path changes again with the next try."""
+    await gateway.until(lambda _: any(row["state"] == "dead path" for row in gateway.events("tunnel.down")))
+
+
 def tunnel_pids(gateway: Gateway) -> list[int]:
     return [one.pid for found in writers_below(gateway.directory / "run" / "tunnels").values() for one in found]
 
 
 async def test_inventory_to_chat(make_gateway: MakeGateway, sshd: Sshd, engine: StartEngine, tmp_path: Path) -> None:
     """A line is written, a tunnel is opened, an engine is asked, requests go through; another line, and it is gone."""
-    await engine(tmp_path / "far.sock")
+    far = await engine(tmp_path / "far.sock")
     gateway = with_inventory(make_gateway, sshd)
     await gateway.start()
     write(gateway, "a.json", {"r1": behind(sshd, tmp_path / "far.sock", labels={"rack": "b7"}, priority=70)})
@@ -84,12 +91,14 @@ async def test_inventory_to_chat(make_gateway: MakeGateway, sshd: Sshd, engine: 
     (worker,) = await gateway.workers()
     assert worker["labels"]["rack"] == "b7"
     (pid,) = tunnel_pids(gateway)
+    far.behave(token_interval_s=0.5)
     started = asyncio.Event()
     stream = asyncio.create_task(stream_chat(gateway, 40, started))
     await started.wait()
     write(gateway, "a.json", {})
     await gateway.until_state("r1", "draining")
     assert start_ticks(pid) is not None
+    far.behave(token_interval_s=0)
     assert (await stream).split()[-1] == "39"
     await gateway.until_states({})
     async with asyncio.timeout(60):
@@ -169,7 +178,7 @@ async def test_loading_engine_is_no_fault_of_the_tunnel(
     gateway = with_inventory(make_gateway, sshd)
     write(gateway, "a.json", {"r1": behind(sshd, tmp_path / "far.sock")})
     await gateway.start()
-    status = await gateway.until(lambda s: "the tunnel is up" in replica_of(s, "r1")["reason"])
+    status = await gateway.until(lambda s: "the tunnel is up" in (replica_of(s, "r1")["reason"] or ""))
     assert replica_of(status, "r1")["tunnel"]["state"] == "remote port closed"
     assert replica_of(status, "r1")["state"] == "loading"
     await engine(tmp_path / "far.sock")
@@ -189,10 +198,7 @@ async def test_killed_daemon_leaves_the_tunnels_and_the_next_takes_them_up(
     started = asyncio.Event()
     stream = asyncio.create_task(stream_chat(gateway, 80, started))
     await started.wait()
-    leases = gateway.directory / "state" / "leases.json"
-    async with asyncio.timeout(60):
-        while '"tunnel"' not in leases.read_text() or '"facts": null' in leases.read_text():
-            await asyncio.sleep(0.02)
+    await gateway.until_written(1)
     await gateway.kill()
     await gateway.start()
     after = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
@@ -234,6 +240,7 @@ async def test_broken_file_keeps_what_it_said(
     write(gateway, "a.yaml", f"r1:\n  ssh: {{host: {sshd.host}, forward: nowhere}}\n")
     write(gateway, "b.yaml", f"r2: {{socket: {gateway.directory}/r2.sock}}\nr1: {{socket: /x.sock}}\n")
     await engine(gateway.directory / "r2.sock")
+    await gateway.until(lambda s: len(service_of(s)["source"]["refused"]) == 2)
     status = await gateway.until_states({"r1": "serving", "r2": "serving"})
     refused = status["services"][0]["source"]["refused"]
     assert f"{inventory_of(gateway)}/a.yaml:2: r1.ssh.forward: 'nowhere'" in refused[f"{inventory_of(gateway)}/a.yaml"]
@@ -348,12 +355,12 @@ async def test_partition(
     sshd.start()
     try:
         await engine(tmp_path / "far.sock")
-        gateway = with_inventory(make_gateway, sshd)
+        gateway = with_inventory(make_gateway, sshd, **SOON_DEAD)
         write(gateway, "a.json", {"r1": behind(sshd, tmp_path / "far.sock")})
         await gateway.start()
         before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
         cable("down")
-        await gateway.until(lambda s: replica_of(s, "r1")["tunnel"]["state"] == "dead path")
+        await until_dead_path(gateway)
         await gateway.until_workers(lambda workers: workers == [])
         await gateway.until(lambda s: replica_of(s, "r1")["tunnel"]["state"] == "host unreachable")
         cable("up")
@@ -372,19 +379,18 @@ async def test_replica_behind_ssh_put_over_the_api(make_gateway: MakeGateway, en
     far = gateway.directory / "far.sock"
     await engine(far)
     code, out, err = await gateway.cli(
-        "replica", "add", "chat", "s1", "--ssh", "127.0.0.1", "--forward", str(far), "--wait", "--timeout", "30"
+        "replica", "add", "chat", "s1", "--ssh", "127.0.0.1", "--forward", str(far), "--wait", "--timeout", "120"
     )
     assert (code, out.startswith("s1 is new: serving")) == (0, True), err
     before = replica_of(await gateway.status(), "s1")
     assert (before["source"], before["tunnel"]["state"]) == ("api", "up")
-    leases = gateway.directory / "state" / "leases.json"
-    await gateway.until(lambda _: leases.exists() and '"facts":{' in leases.read_text())
+    await gateway.until_written(1)
     await gateway.kill()
     await gateway.start()
     after = replica_of(await gateway.until_states({"s1": "serving"}), "s1")
     assert (after["bridge"], after["worker_id"]) == (before["bridge"], before["worker_id"])
     assert "s1" in (await gateway.cli("replica", "list"))[1]
-    code, out, err = await gateway.cli("replica", "remove", "chat", "s1", "--drain", "20")
+    code, out, err = await gateway.cli("replica", "remove", "chat", "s1", "--drain", "60")
     assert (code, "safe to stop" in out) == (0, True), err
     await gateway.until_states({})
 
@@ -411,12 +417,9 @@ async def test_the_units_system_call_filter_lets_ssh_work(
         )
         assert await add.wait() == 0
         sshd.known_hosts.unlink()
-        gateway = with_inventory(make_gateway, sshd)
-        gateway.settings["services"][0]["replicas"]["ssh_defaults"] |= {
-            "backend": kind,
-            "host_key": "trust-on-first-use",
-            "jump": [{"host": gate.host, "port": gate.port, "key_file": None, "agent": str(tmp_path / "agent")}],
-        }
+        jump = {"host": gate.host, "port": gate.port, "key_file": None, "agent": str(tmp_path / "agent")}
+        first_use = {"backend": kind, "host_key": "trust-on-first-use", "jump": [jump]}
+        gateway = with_inventory(make_gateway, sshd, **SOON_DEAD, **first_use)
         gateway.before = [sys.executable, "-m", "tests.under_unit"]
         write(gateway, "a.json", {"r1": behind(sshd, tmp_path / "far.sock")})
         await gateway.start()
@@ -427,7 +430,7 @@ async def test_the_units_system_call_filter_lets_ssh_work(
         assert len(sshd.known_hosts.read_text().splitlines()) == 2
         assert await stream_chat(gateway, 3)
         sshd.freeze()
-        await gateway.until(lambda s: replica_of(s, "r1")["tunnel"]["state"] == "dead path")
+        await until_dead_path(gateway)
         sshd.thaw()
         await gateway.until_states({"r1": "serving"})
         write(gateway, "a.json", {})

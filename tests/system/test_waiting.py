@@ -25,6 +25,8 @@ from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status, service_of, states_of
 
+LONG = {"timeout_s": 600, "asleep_s": 600}
+"""Whoever waits does so for as long as a busy machine takes to start daemons and routers."""
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
 
 
@@ -62,6 +64,7 @@ def is_back(status: Status, *, restarts: int, wanted: dict[str, str]) -> bool:
 async def lose_router(gateway: Gateway, engine: StartEngine) -> SimulatedEngine:
     """Starts the gateway with one replica, then ends its router until `repair_router`. The replica's engine."""
     use_own_router_script(gateway)
+    gateway.settings["services"][0].setdefault("hold", LONG)
     await gateway.start()
     here = await engine(gateway.socket("r1"))
     status = await gateway.until_states({"r1": "serving"})
@@ -232,7 +235,7 @@ async def until_connected_to_nginx(gateway: Gateway, count: int) -> None:
 async def test_waiting_is_bounded_in_number_and_time(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """Limits reached: 503 with Retry-After and an OpenAI-style error body."""
     gateway = make_gateway()
-    gateway.settings["services"][0]["hold"] = {"timeout_s": 0.5, "max_waiting": 3}
+    gateway.settings["services"][0]["hold"] = LONG | {"max_waiting": 3}
     await lose_router(gateway, engine)
     async with aiohttp.ClientSession() as session:
 
@@ -246,10 +249,19 @@ async def test_waiting_is_bounded_in_number_and_time(make_gateway: MakeGateway, 
             assert error["code"] == "router_unavailable"
             return time.monotonic() - began, error["message"]
 
-        found = sorted(await asyncio.gather(*(refused() for _ in range(5))))
-        assert all("too many requests are waiting" in message for _, message in found[:2])
-        assert all("has waited for 0.5 s" in message for _, message in found[2:])
-        assert found[2][0] >= 0.5
+        waiting = [asyncio.create_task(post(session, gateway)) for _ in range(3)]
+        await gateway.until(partial(are_waiting, 3))
+        for _ in range(2):
+            assert "too many requests are waiting" in (await refused())[1]
+        for task in waiting:
+            task.cancel()
+        await gateway.until(partial(are_waiting, 0))
+        gateway.settings["services"][0]["hold"] = {"timeout_s": 0.5, "max_waiting": 3}
+        gateway.configure()
+        assert (await gateway.cli("reload"))[0] == 0
+        for waited_s, message in await asyncio.gather(*(refused() for _ in range(3))):
+            assert "has waited for 0.5 s" in message
+            assert waited_s >= 0.5
 
 
 async def test_router_killed_again_and_again_under_load(gateway: Gateway, engine: StartEngine) -> None:
@@ -320,7 +332,7 @@ async def test_router_that_runs_and_refuses_is_waited_for_within_the_bounds(
             return time.monotonic() - began
 
         for waited_s in await asyncio.gather(*(refused() for _ in range(5))):
-            assert 1.4 < waited_s < 4
+            assert 1.4 < waited_s < 30
         gateway.settings["services"][0]["hold"] = {"timeout_s": 30}
         gateway.configure()
         assert (await gateway.cli("reload"))[0] == 0
@@ -336,25 +348,27 @@ async def test_router_that_hangs_gets_nothing_more_long_before_it_is_given_up(
 ) -> None:
     """After a second of silence requests wait: for its successor, or for itself if it was only slow."""
     gateway = make_gateway()
-    gateway.settings["services"][0]["router"] = {"api_timeout_s": 6}
+    gateway.settings["services"][0]["router"] = {"api_timeout_s": 60 if wakes else 6}
+    gateway.settings["services"][0]["hold"] = LONG
     await gateway.start()
     await engine(gateway.socket("r1"))
     before = router_pid(await gateway.until_states({"r1": "serving"}))
+    silent_before = len(gateway.events("router.silent"))  # A busy machine's router may have been.
     stop(before)
     gate = gateway.directory / "run" / "gates" / "chat"
     async with asyncio.timeout(60):
         while not gate.exists():
             await asyncio.sleep(0.01)
-    assert service_of(await gateway.status())["router"]["state"] == "up", "it may be slow, and is not given up yet"
     async with aiohttp.ClientSession() as session:
         asked = [asyncio.create_task(post(session, gateway)) for _ in range(5)]
-        await gateway.until(lambda s: service_of(s)["waiting"] == 5)
+        status = await gateway.until(lambda s: service_of(s)["waiting"] == 5)
+        assert len(gateway.events("router.silent")) == silent_before + 1
         if wakes:
+            assert service_of(status)["router"]["state"] == "up", "it may be slow, and is not given up yet"
             os.kill(before, signal.SIGCONT)
         assert Counter(code for code, _ in await asyncio.gather(*asked)) == {200: 5}
     after = await gateway.until(partial(is_back, restarts=0 if wakes else 1, wanted={"r1": "serving"}))
     assert (router_pid(after) == before) is wakes
-    assert len(gateway.events("router.silent")) == 1
 
 
 async def test_retry_in_flight_sends_again_what_was_not_answered(
@@ -362,14 +376,15 @@ async def test_retry_in_flight_sends_again_what_was_not_answered(
 ) -> None:
     """With `retry_in_flight` not even what the dead router had taken fails: nor a body that nginx has in a file."""
     gateway = make_gateway()
-    gateway.settings["services"][0]["hold"] = {"retry_in_flight": True}
+    gateway.settings["services"][0]["hold"] = LONG | {"retry_in_flight": True}
     await gateway.start()
-    slow = await engine(gateway.socket("r1"), token_interval_s=0.7)
+    slow = await engine(gateway.socket("r1"), token_interval_s=600)
     status = await gateway.until_states({"r1": "serving"})
     async with aiohttp.ClientSession() as session:
         large = BODY | {"user": "x" * 400_000}
         asked = [asyncio.create_task(post(session, gateway, body)) for body in (*[BODY] * 4, large)]
         await slow.until(lambda seen: seen.in_flight == 5)
+        slow.behave(token_interval_s=0)
         os.kill(router_pid(status), signal.SIGKILL)
         assert Counter(code for code, _ in await asyncio.gather(*asked)) == {200: 5}
 
@@ -379,11 +394,11 @@ async def test_stream_that_had_begun_ends_and_the_next_works(gateway: Gateway, e
     here = await engine(gateway.socket("r1"), token_interval_s=0.05)
     status = await gateway.until_states({"r1": "serving"})
     started = asyncio.Event()
-    stream = asyncio.create_task(stream_chat(gateway, 200, started))
+    stream = asyncio.create_task(stream_chat(gateway, 20_000, started))
     await started.wait()
     os.kill(router_pid(status), signal.SIGKILL)
     with suppress(aiohttp.ClientPayloadError, AssertionError):
-        await asyncio.wait_for(stream, 5)
+        await asyncio.wait_for(stream, 60)
         raise RuntimeError("the stream ended as if nothing had happened")
     await gateway.until(partial(is_back, restarts=1, wanted={"r1": "serving"}))
     assert await stream_chat(gateway, 3)
@@ -393,6 +408,7 @@ async def test_stream_that_had_begun_ends_and_the_next_works(gateway: Gateway, e
 async def test_requests_wait_while_the_daemon_starts(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """The service address is there before the router: who comes early waits."""
     gateway = make_gateway()
+    gateway.settings["services"][0]["hold"] = LONG
     await engine(gateway.socket("r1"))
     await gateway.start(ready=False)
     while True:
