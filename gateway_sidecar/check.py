@@ -649,7 +649,7 @@ def _scaling(service: ServiceSettings) -> list[Finding]:
 def _notes_of(sighting: Sighting) -> Overrides:
     """What is noted beside a socket. Raises ConfigError, and OSError where the socket is gone."""
     assert sighting.notes is not None
-    return load_overrides(sighting.notes[0], sighting.place.lstat().st_uid)
+    return load_overrides(sighting.notes.path, sighting.place.lstat().st_uid)
 
 
 def _given(service: ServiceSettings, settings: Settings) -> Given:

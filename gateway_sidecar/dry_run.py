@@ -106,7 +106,7 @@ async def _replica_plan(service: ServiceSettings, sighting: Sighting, interface:
     try:
         overrides = sighting.overrides or Overrides()
         if sighting.notes:
-            overrides = load_overrides(sighting.notes[0], os.fstat(handle).st_uid)
+            overrides = load_overrides(sighting.notes.path, os.fstat(handle).st_uid)
         address = f"/proc/self/fd/{handle}"
         access = overrides.access(service.access())
         result = await EngineProbe().identify(address, timeout_s=service.probe.timeout_s, access=access)

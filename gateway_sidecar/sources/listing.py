@@ -20,12 +20,26 @@ _HANGS_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)
+class NotesFile:
+    """The `<replica>.yaml` beside a socket, and what tells that it was written again, or given to somebody else.
+
+    Before Linux 6.13 the time of a change stands still for 4 ms (`CONFIG_HZ=250`): a file that was seen between its
+    making and its writing is told by its size then, and one that took another's place by its inode.
+    """
+
+    path: Path
+    changed_ns: int
+    size: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sighting:
     """One replica's socket as it is now.
 
     target: the socket itself, where links lead to it from `socket`; None where there are none.
     source: the name of the source that owns the replica.
-    notes: the (path, ctime in ns) of the `<replica>.yaml` beside it, if there is one. A change of owner counts, too.
+    notes: the `<replica>.yaml` beside it, if there is one.
     tunnel: what makes the socket, if that is us.
     described: whether the source itself says what is noted of the replica; `overrides` is that, and None only in a
         sighting that was written down, which holds no keys.
@@ -36,7 +50,7 @@ class Sighting:
     socket: Path
     occupant: SocketIdentity
     source: str
-    notes: tuple[Path, int] | None = None
+    notes: NotesFile | None = None
     tunnel: Tunnel | None = None
     described: bool = False
     overrides: Overrides | None = None

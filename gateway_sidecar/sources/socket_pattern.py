@@ -26,7 +26,7 @@ from gateway_sidecar.domain.trust import trouble_with_notes
 from gateway_sidecar.files.follow import Followed, follow, ours
 from gateway_sidecar.files.mounts import HIDDEN_BY_UNIT, UNIT, why_hidden
 from gateway_sidecar.sources.base import Given, SourceKind
-from gateway_sidecar.sources.listing import Listing, Sighting
+from gateway_sidecar.sources.listing import Listing, NotesFile, Sighting
 from gateway_sidecar.sources.placed import Forbidden, OwnSockets, RefusedPlaceError, occupant_of, socket_at
 from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
 
@@ -213,7 +213,7 @@ class _Look:
     forbidden: Forbidden
     refused: dict[str, str]
 
-    def notes(self, path: str, name: str, where: Followed, socket_owner: int) -> tuple[Path, int] | None:
+    def notes(self, path: str, name: str, where: Followed, socket_owner: int) -> NotesFile | None:
         """The notes beside a socket, if there are any that count for it.
 
         Others may put a file of that name there, and must not be able to keep a replica from serving by it.
@@ -224,7 +224,8 @@ class _Look:
             return None
         trouble = trouble_with_notes(place.owned, place.links, socket_owner, ours())
         if trouble is None:
-            return Path(path), place.found.st_ctime_ns
+            found = place.found
+            return NotesFile(Path(path), found.st_ctime_ns, found.st_size, found.st_ino)
         self.refused[name] = f"{trouble}; it is not read"
         return None
 

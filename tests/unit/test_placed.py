@@ -15,11 +15,13 @@ from gateway_sidecar.control.replicas.notes import is_at, open_path
 from gateway_sidecar.domain.model import Overrides, ReplicaId, SocketIdentity
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
 from gateway_sidecar.files.identity import socket_identity
+from gateway_sidecar.files.replace import replace_file
+from gateway_sidecar.sources import socket_pattern
 from gateway_sidecar.sources.base import Given
 from gateway_sidecar.sources.described import listing_of
 from gateway_sidecar.sources.entry import Described
 from gateway_sidecar.sources.inventory import Inventory
-from gateway_sidecar.sources.listing import Listing, Sighting
+from gateway_sidecar.sources.listing import Listing, NotesFile, Sighting
 from gateway_sidecar.sources.placed import Forbidden, OwnSockets, RefusedPlaceError, occupant_of, socket_at
 from gateway_sidecar.sources.socket_pattern import SocketPattern
 
@@ -99,6 +101,24 @@ def test_a_look_after_a_change_shows_what_a_first_look_would(
     assert looker.look_now() == SocketPattern(pattern, OwnSockets()).look_now()
     change(path, bind)
     assert looker.look_now() == SocketPattern(pattern, OwnSockets()).look_now()
+
+
+@pytest.mark.parametrize("is_in_place", [True, False])
+def test_notes_that_are_written_right_after_they_were_made_are_notes_anew(
+    tmp_path: Path, bind: Bind, monkeypatch: pytest.MonkeyPatch, *, is_in_place: bool
+) -> None:
+    """The kernel's clock for files may stand still meanwhile."""
+    monkeypatch.setattr(socket_pattern, "NotesFile", lambda path, _now, size, inode: NotesFile(path, 1, size, inode))
+    notes = bind(tmp_path / "r1.sock").with_suffix(".yaml")
+    looker = SocketPattern(f"{tmp_path}/{{replica}}.sock", OwnSockets())
+    notes.write_text("cost: 1\n")
+    before = looker.look_now().present[ReplicaId("r1")]
+    assert looker.look_now().present[ReplicaId("r1")] == before
+    if is_in_place:
+        notes.write_text("cost: 10\n")
+    else:
+        replace_file(notes, b"cost: 2\n")
+    assert looker.look_now().present[ReplicaId("r1")] != before
 
 
 def _chown_and_back(socket_path: Path, _bind: Bind) -> None:
@@ -288,7 +308,7 @@ def test_notes_of_others_are_told_of_and_not_read(tmp_path: Path, bind: Bind) ->
     give(notes, ONE)
     one = pattern.look_now().present[R1]
     assert one.notes is not None
-    assert one.notes[0] == notes
+    assert one.notes.path == notes
     notes.chmod(0o600)
     assert not pattern.look_now().present[R1].says_as_much_as(one)
 

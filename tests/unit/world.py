@@ -53,7 +53,7 @@ from gateway_sidecar.files.identity import socket_identity
 from gateway_sidecar.nginx.connections import Place
 from gateway_sidecar.routers.base import MeshMember, RouterPorts
 from gateway_sidecar.sources.entry import RawEntry
-from gateway_sidecar.sources.listing import Listing, Sighting
+from gateway_sidecar.sources.listing import Listing, NotesFile, Sighting
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.smg import SMG
@@ -91,7 +91,10 @@ class PlayedSource:
         present = {}
         for path in sorted(self.directory.glob("*.sock")):
             notes = path.with_suffix(".yaml")
-            noted = (notes, notes.lstat().st_ctime_ns) if notes.exists() else None
+            noted = None
+            if notes.exists():
+                found = notes.lstat()
+                noted = NotesFile(notes, found.st_ctime_ns, found.st_size, found.st_ino)
             replica = ReplicaId(path.stem)
             present[replica] = Sighting(replica, path, socket_identity(path), self.owner, noted)
         for name, path in self.named.items():

@@ -167,7 +167,7 @@ class NotesReader:
         try:
             overrides, problem = sighting.overrides or Overrides(), None
             if sighting.notes is not None:
-                read = partial(self._read_beside, sighting.notes[0], sighting, tenure.handle)
+                read = partial(self._read_beside, sighting.notes.path, sighting, tenure.handle)
                 # One that hangs was waited for once: others come and go meanwhile.
                 overrides = await self._thread.run(read, patience_s=0.0 if self._thread.hangs else BRIEF_DISK_S)
         except ConfigError as error:

@@ -26,7 +26,7 @@ from gateway_sidecar.errors import StateError
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.kinds import ENGINES
-from gateway_sidecar.sources.listing import Sighting
+from gateway_sidecar.sources.listing import NotesFile, Sighting
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.process import Identity, boot_id
 
@@ -43,7 +43,7 @@ class _Row:
     source: str
     described: bool
     tunnel: Tunnel | None
-    notes: tuple[Path, int] | None
+    notes: NotesFile | None
     generation: int
     port: _Port | None
     facts: EngineFacts | None
