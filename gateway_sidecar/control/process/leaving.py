@@ -75,8 +75,7 @@ class Leaving:
         self._touched = asyncio.Event()
         self._arrivals = Arrivals()
         self._seen = Seen()
-        self._read_at = -math.inf
-        self._end_is_read = False
+        self._follows_until = -math.inf
         self._logger = get_logger()
         self.leave: Leave | None = None
         self.connections: Mapping[int, int] = {}
@@ -154,7 +153,7 @@ class Leaving:
 
     def note_reader(self) -> None:
         """Somebody reads how it stands, and may ask again until the gateway has left."""
-        self._read_at, self._end_is_read = awake.now(), self.stops
+        self._follows_until = -math.inf if self.stops else awake.now() + _FOLLOWS_S
 
     def saved(self) -> Mapping[str, object] | None:
         """For the next daemon."""
@@ -178,8 +177,7 @@ class Leaving:
 
     async def _look(self, before: Leave) -> None:
         if before.phase is LeavePhase.STOPPING:
-            follows_until = -math.inf if self._end_is_read else self._read_at + _FOLLOWS_S
-            if awake.now() >= max(before.phase_began + _SEEN_S, follows_until):
+            if awake.now() >= max(before.phase_began + _SEEN_S, self._follows_until):
                 self.stop()
             return
         with suppress(OSError):  # Somebody removed them, perhaps with all of run_dir.
