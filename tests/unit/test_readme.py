@@ -155,3 +155,8 @@ def test_what_is_inside_a_list_stands_four_spaces_in() -> None:
     for document in DOCUMENTS:
         for line in without_code(document.read_text("utf-8")).splitlines():
             assert not re.match(r" {1,3}(?:```|[-*] |\d+\. )", line), f"{document.name}: {line[:80]}"
+
+
+def test_no_list_has_an_empty_place() -> None:
+    """A name that a search and replace took away leaves its comma behind."""
+    assert [it.name for it in DOCUMENTS if ", ," in re.sub(r"`[^`\n]*`", "x", it.read_text("utf-8"))] == []
