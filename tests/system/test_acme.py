@@ -184,7 +184,7 @@ async def test_a_renewal_fails_no_request_and_a_server_that_is_away_keeps_the_ol
         ):
             assert response.status == 200
         asked += 1
-    assert asked > 0
+    assert asked > 10
     assert second.not_valid_before_utc > first.not_valid_before_utc
     assert second.public_key() == first.public_key(), "clients may have pinned it"
     await gateway.until(lambda status: not problem_of(status))

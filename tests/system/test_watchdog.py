@@ -50,7 +50,7 @@ async def test_wedged_daemon_is_started_again_and_nothing_is_lost(
             await engine(gateway.socket(name), kind, token_interval_s=0.05)
         wanted = dict.fromkeys(names, "serving")
         before = await gateway.until_states(wanted)
-        await supervisor.until(lambda: len(supervisor.pings) > 1)
+        await supervisor.until(lambda: len(supervisor.pings) > 3)
         load, started = Load(gateway, clients=4), asyncio.Event()
         stream = asyncio.create_task(stream_chat(gateway, 400, started))
         await started.wait()
