@@ -6,18 +6,20 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-FileStats = tuple[tuple[int, ...] | None, ...]
+from gateway_sidecar.files.stamp import Stamp, stamp_of
+
+FileStats = tuple[Stamp | None, ...]
 _MOST_LINKS = 40  # as many as the kernel follows
 
 
 def file_stats(*paths: Path) -> FileStats:
-    """A file's inode, size and times; None if it cannot be read."""
-    return tuple(_stat(path) for path in paths)
+    """The stamp of each file; None if it cannot be read."""
+    return tuple(_stamp(path) for path in paths)
 
 
 def changed_at(directory: Path) -> int | None:
     """When a name in it was last added or removed; None if it is not there."""
-    found = _stat(directory)
+    found = _stamp(directory)
     return None if found is None else found[3]
 
 
@@ -36,9 +38,8 @@ def directories(paths: Iterable[Path]) -> frozenset[Path]:
     return frozenset(found)
 
 
-def _stat(path: Path) -> tuple[int, ...] | None:
+def _stamp(path: Path) -> Stamp | None:
     try:
-        it = os.stat(path)  # noqa: PTH116 - every two seconds, for ever
+        return stamp_of(os.stat(path))  # noqa: PTH116 - every two seconds, for ever
     except OSError:
         return None
-    return it.st_dev, it.st_ino, it.st_size, it.st_mtime_ns, it.st_ctime_ns

@@ -27,6 +27,7 @@ from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.domain.trust import ROOT, trouble_with_links, way_in
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.files.follow import follow, ours
+from gateway_sidecar.files.stamp import Stamp, stamp_of
 from gateway_sidecar.sources.base import Given, SourceKind
 from gateway_sidecar.sources.described import listing_of
 from gateway_sidecar.sources.entry import Described, describe, described_schema
@@ -44,7 +45,7 @@ _CHANGES = (
 class _File:
     """One file: as it was when it was read, what it said last that could be used, and what is wrong with it now."""
 
-    stamp: tuple[int, int, int] | None = None
+    stamp: Stamp | None = None
     said: Mapping[ReplicaId, Described] | None = None
     problems: list[str] = field(default_factory=list)
 
@@ -109,7 +110,7 @@ class Inventory:
         if trouble is not None:
             file.stamp, file.problems = None, [trouble]
             return
-        stamp = (place.found.st_ctime_ns, place.found.st_size, place.found.st_ino)
+        stamp = stamp_of(place.found)
         if stamp == file.stamp:
             return
         try:

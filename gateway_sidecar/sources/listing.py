@@ -11,6 +11,7 @@ from typing import Protocol
 
 from gateway_sidecar.domain.model import Overrides, ReplicaId, SocketIdentity
 from gateway_sidecar.domain.tunnels import Tunnel
+from gateway_sidecar.files.stamp import Stamp
 from gateway_sidecar.sources.entry import RawEntry
 from gateway_sidecar.supervision import awake
 
@@ -21,16 +22,10 @@ _HANGS_S = 8.0
 
 @dataclass(frozen=True, slots=True)
 class NotesFile:
-    """The `<replica>.yaml` beside a socket, and what tells that it was written again, or given to somebody else.
-
-    Before Linux 6.13 the time of a change stands still for 4 ms (`CONFIG_HZ=250`): a file that was seen between its
-    making and its writing is told by its size then, and one that took another's place by its inode.
-    """
+    """The `<replica>.yaml` beside a socket, as it was found."""
 
     path: Path
-    changed_ns: int
-    size: int
-    inode: int
+    stamp: Stamp
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.domain.trust import trouble_with_notes
 from gateway_sidecar.files.follow import Followed, follow, ours
 from gateway_sidecar.files.mounts import HIDDEN_BY_UNIT, UNIT, why_hidden
+from gateway_sidecar.files.stamp import stamp_of
 from gateway_sidecar.sources.base import Given, SourceKind
 from gateway_sidecar.sources.listing import Listing, NotesFile, Sighting
 from gateway_sidecar.sources.placed import Forbidden, OwnSockets, RefusedPlaceError, occupant_of, socket_at
@@ -224,8 +225,7 @@ class _Look:
             return None
         trouble = trouble_with_notes(place.owned, place.links, socket_owner, ours())
         if trouble is None:
-            found = place.found
-            return NotesFile(Path(path), found.st_ctime_ns, found.st_size, found.st_ino)
+            return NotesFile(Path(path), stamp_of(place.found))
         self.refused[name] = f"{trouble}; it is not read"
         return None
 

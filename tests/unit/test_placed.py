@@ -16,12 +16,13 @@ from gateway_sidecar.domain.model import Overrides, ReplicaId, SocketIdentity
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
 from gateway_sidecar.files.identity import socket_identity
 from gateway_sidecar.files.replace import replace_file
+from gateway_sidecar.files.stamp import stamp_of
 from gateway_sidecar.sources import socket_pattern
 from gateway_sidecar.sources.base import Given
 from gateway_sidecar.sources.described import listing_of
 from gateway_sidecar.sources.entry import Described
 from gateway_sidecar.sources.inventory import Inventory
-from gateway_sidecar.sources.listing import Listing, NotesFile, Sighting
+from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.sources.placed import Forbidden, OwnSockets, RefusedPlaceError, occupant_of, socket_at
 from gateway_sidecar.sources.socket_pattern import SocketPattern
 
@@ -108,7 +109,7 @@ def test_notes_that_are_written_right_after_they_were_made_are_notes_anew(
     tmp_path: Path, bind: Bind, monkeypatch: pytest.MonkeyPatch, *, is_in_place: bool
 ) -> None:
     """The kernel's clock for files may stand still meanwhile."""
-    monkeypatch.setattr(socket_pattern, "NotesFile", lambda path, _now, size, inode: NotesFile(path, 1, size, inode))
+    monkeypatch.setattr(socket_pattern, "stamp_of", lambda found: (*stamp_of(found)[:3], 1, 1))
     notes = bind(tmp_path / "r1.sock").with_suffix(".yaml")
     looker = SocketPattern(f"{tmp_path}/{{replica}}.sock", OwnSockets())
     notes.write_text("cost: 1\n")

@@ -50,6 +50,7 @@ from gateway_sidecar.domain.model import (
 from gateway_sidecar.domain.tunnels import PathState, PathStatus
 from gateway_sidecar.errors import ConfigError, RouterRefused, RouterUnavailable
 from gateway_sidecar.files.identity import socket_identity
+from gateway_sidecar.files.stamp import stamp_of
 from gateway_sidecar.nginx.connections import Place
 from gateway_sidecar.routers.base import MeshMember, RouterPorts
 from gateway_sidecar.sources.entry import RawEntry
@@ -91,10 +92,7 @@ class PlayedSource:
         present = {}
         for path in sorted(self.directory.glob("*.sock")):
             notes = path.with_suffix(".yaml")
-            noted = None
-            if notes.exists():
-                found = notes.lstat()
-                noted = NotesFile(notes, found.st_ctime_ns, found.st_size, found.st_ino)
+            noted = NotesFile(notes, stamp_of(notes.lstat())) if notes.exists() else None
             replica = ReplicaId(path.stem)
             present[replica] = Sighting(replica, path, socket_identity(path), self.owner, noted)
         for name, path in self.named.items():

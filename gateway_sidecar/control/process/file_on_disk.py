@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from gateway_sidecar.config import Settings, load_config
 from gateway_sidecar.config.differences import Change, differences
 from gateway_sidecar.errors import ConfigError, KindError
+from gateway_sidecar.files.stamp import stamp_of
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import LOOK_S, heartbeat
 from gateway_sidecar.supervision.own_thread import DISK_S, OwnThread
@@ -89,7 +90,7 @@ def _look(
         there = path.stat()
     except OSError as error:
         return None, OnDisk("unreadable", (f"{path}: {error.strerror}",))
-    seen = (there.st_dev, there.st_ino, there.st_mtime_ns, there.st_ctime_ns, there.st_size, id(in_force))
+    seen = (stamp_of(there), id(in_force))
     if seen == before:
         return seen, None
     try:
