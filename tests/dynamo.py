@@ -26,6 +26,7 @@ PLANES = {
     "DYN_TCP_RPC_HOST": "127.0.0.1",
     "DYN_EVENT_PLANE_HOST": "127.0.0.1",
     "DYN_LOG": "error",
+    "DYN_SKIP_SGLANG_LOG_FORMATTING": "1",  # It leaves a file in the temporary directory.
     "HF_HUB_OFFLINE": "1",
 }
 _END = "<|end|>"

@@ -18,6 +18,7 @@ import pytest
 import pytest_asyncio
 
 from examples.simulated import EngineKind, Role
+from gateway_sidecar.routers.dynamo.inside import frontend
 from tests.dynamo import PYTHON, Mocker, needs_dynamo, write_model
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
@@ -253,6 +254,17 @@ async def test_check_says_what_is_wrong_with_it(make_gateway: MakeGateway, route
     assert code != 0
     [line] = [line for line in out.splitlines() if cure in line]
     assert "chat" in line
+
+
+async def test_a_frontend_leaves_no_file_behind(tmp_path: Path) -> None:
+    """Dynamo writes down how SGLang is to log, which none of ours runs, in a new temporary file at each start."""
+    looks = await asyncio.create_subprocess_exec(
+        *(PYTHON, frontend.__file__, frontend.CHECK, "0"),
+        env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert (await looks.communicate())[0].strip() == b"1.6.1"
+    assert looks.returncode == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_an_engine_is_told_the_name_and_the_trace_of_a_request(

@@ -83,6 +83,7 @@ def main() -> None:
     del sys.path[0]  # What lies beside this package is none of Dynamo's.
     first, metrics_port, *options = sys.argv[1:]
     sys.argv = ["dynamo.frontend", *options]
+    os.environ["DYN_SKIP_SGLANG_LOG_FORMATTING"] = "1"  # It would write that into a new temporary file at each start.
     if first == CHECK:
         _check()
         return
