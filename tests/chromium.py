@@ -6,6 +6,7 @@ import asyncio
 import base64
 import itertools
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -115,8 +116,10 @@ async def chromium() -> AsyncIterator[Tab]:
     """A browser without a past, and its one tab."""
     assert PROGRAM is not None
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
+        # Its reports of crashes, and what its libraries keep, go there as well.
+        homes = dict.fromkeys(("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), profile)
         process = await asyncio.create_subprocess_exec(
-            PROGRAM, *_FLAGS, f"--user-data-dir={profile}", "about:blank",
+            PROGRAM, *_FLAGS, f"--user-data-dir={profile}", "about:blank", env={**os.environ, **homes},
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         try:
